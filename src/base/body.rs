@@ -1,0 +1,451 @@
+//! One request followed from its call to its true end.
+//!
+//! [`Observe`] is what a layer writes: what to note when headers come, when data passes and when it is over.
+//! [`ResponseFuture`] and [`ResponseBody`] are the one future and the one body wrapper that drive it; they make sure
+//! that [`Observe::end`] is called exactly once, whatever happens first:
+//!
+//! - the inner future fails, or is dropped before its response;
+//! - the response has no body, or a body that is already at its end (gRPC's trailers-only);
+//! - the body yields trailers, an error or `None`, or says after a data frame that nothing follows;
+//! - the body is dropped (hyper never polls a body again after trailers or its last data frame).
+//!
+//! # Invariants
+//!
+//! `observer` is `Some` until the end and `None` for ever after; `end` takes it by value, so a second end cannot be
+//! written. Frames, `is_end_stream` and `size_hint` are the inner body's, untouched: a body that was at its end stays
+//! a single `HEADERS` frame, and a body of known length keeps its `Content-Length`.
+//!
+//! ```
+//! use std::fmt::Display;
+//! use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+//! use tower_flow::body::{End, Observe, ResponseBody};
+//! use http_body_util::{BodyExt, Full};
+//!
+//! struct Bytes(Arc<AtomicU64>);
+//!
+//! impl Observe for Bytes {
+//!     fn data<D: bytes::Buf>(&mut self, data: &D) {
+//!         self.0.fetch_add(data.remaining() as u64, Ordering::Relaxed);
+//!     }
+//!     fn end<E: Display + 'static>(self, end: End<'_, E>) {
+//!         assert!(matches!(end, End::Complete));
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let seen = Arc::new(AtomicU64::new(0));
+//! let body = ResponseBody::observed(Full::from("hello"), Bytes(seen.clone()));
+//! assert_eq!(body.collect().await?.to_bytes(), "hello");
+//! assert_eq!(seen.load(Ordering::Relaxed), 5);
+//! # Ok(()) }
+//! ```
+
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+/// What a layer notes about one request. All methods but [`end`](Self::end) have empty bodies to start from.
+pub trait Observe: Sized {
+    /// The response's headers are there.
+    fn head<B>(&mut self, response: &http::Response<B>) {
+        let _ = response;
+    }
+
+    /// Whether nobody will read the response's body, whatever it says: the answer to a `HEAD` request.
+    fn bodiless(&self) -> bool {
+        false
+    }
+
+    /// The consumer asks for the next frame. Called before the inner body is polled.
+    fn asked(&mut self) {}
+
+    /// The inner body has no frame yet.
+    fn pending(&mut self) {}
+
+    /// A data frame passes.
+    fn data<D: Buf>(&mut self, data: &D) {
+        let _ = data;
+    }
+
+    /// It is over, in this way. Called exactly once.
+    fn end<E: Display + 'static>(self, end: End<'_, E>);
+}
+
+/// How a request, or one direction of it, came to its end.
+#[derive(Debug)]
+pub enum End<'a, E> {
+    /// The body ended cleanly, or there was none.
+    Complete,
+    /// The body ended with trailers.
+    Trailers(&'a HeaderMap),
+    /// The service or the body failed.
+    Error(&'a E),
+    /// Somebody lost interest: the future or the body was dropped before its end. Also how a panic looks from here;
+    /// [`std::thread::panicking`] tells them apart.
+    Dropped,
+}
+
+pin_project! {
+    /// The response future of a layer that follows its requests to their end.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<F, O: Observe> {
+        #[pin]
+        inner: F,
+        observer: Option<O>,
+    }
+
+    impl<F, O: Observe> PinnedDrop for ResponseFuture<F, O> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(observer) = this.project().observer.take() {
+                observer.end(End::<Infallible>::Dropped);
+            }
+        }
+    }
+}
+
+pin_project! {
+    /// A body that reports its end exactly once and is otherwise the inner body.
+    #[derive(Debug)]
+    pub struct ResponseBody<B: Body, O: Observe> {
+        #[pin]
+        inner: B,
+        observer: Option<O>,
+    }
+
+    impl<B: Body, O: Observe> PinnedDrop for ResponseBody<B, O> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(observer) = this.observer.take() {
+                // A panic in the consumer is no time to ask the inner body anything.
+                if !std::thread::panicking() && this.inner.is_end_stream() {
+                    observer.end(End::<Infallible>::Complete);
+                } else {
+                    observer.end(End::<Infallible>::Dropped);
+                }
+            }
+        }
+    }
+}
+
+// ===== impl ResponseFuture =====
+
+impl<F, O: Observe> ResponseFuture<F, O> {
+    /// Follows `inner` with `observer`.
+    #[inline]
+    pub fn observed(inner: F, observer: O) -> Self {
+        Self {
+            inner,
+            observer: Some(observer),
+        }
+    }
+
+    /// Passes `inner` through.
+    pub fn passed(inner: F) -> Self {
+        Self {
+            inner,
+            observer: None,
+        }
+    }
+}
+
+impl<F, B, E, O> Future for ResponseFuture<F, O>
+where
+    F: Future<Output = Result<http::Response<B>, E>>,
+    B: Body,
+    E: Display + 'static,
+    O: Observe,
+{
+    type Output = Result<http::Response<ResponseBody<B, O>>, E>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        let Some(mut observer) = this.observer.take() else {
+            return Poll::Ready(result.map(|response| response.map(ResponseBody::passed)));
+        };
+        Poll::Ready(match result {
+            Ok(response) => {
+                observer.head(&response);
+                let over = observer.bodiless() || response.body().is_end_stream();
+                Ok(response.map(|body| {
+                    if over {
+                        observer.end(End::<Infallible>::Complete);
+                        ResponseBody::passed(body)
+                    } else {
+                        ResponseBody::observed(body, observer)
+                    }
+                }))
+            }
+            Err(error) => {
+                observer.end(End::Error(&error));
+                Err(error)
+            }
+        })
+    }
+}
+
+// ===== impl ResponseBody =====
+
+impl<B: Body, O: Observe> ResponseBody<B, O> {
+    /// Follows `inner` with `observer`. Works for request bodies as well.
+    #[inline]
+    pub fn observed(inner: B, observer: O) -> Self {
+        Self {
+            inner,
+            observer: Some(observer),
+        }
+    }
+
+    /// Passes `inner` through.
+    pub fn passed(inner: B) -> Self {
+        Self {
+            inner,
+            observer: None,
+        }
+    }
+
+    /// The wrapped body.
+    pub fn get_ref(&self) -> &B {
+        &self.inner
+    }
+}
+
+impl<B, O> Body for ResponseBody<B, O>
+where
+    B: Body,
+    B::Error: Display + 'static,
+    O: Observe,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    #[inline]
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut this = self.project();
+        let Some(observer) = this.observer else {
+            return this.inner.poll_frame(cx);
+        };
+        observer.asked();
+        let polled = this.inner.as_mut().poll_frame(cx);
+        let end = match &polled {
+            Poll::Pending => {
+                observer.pending();
+                return polled;
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    End::Trailers(trailers)
+                } else {
+                    if let Some(data) = frame.data_ref() {
+                        observer.data(data);
+                    }
+                    if !this.inner.is_end_stream() {
+                        return polled;
+                    }
+                    End::Complete
+                }
+            }
+            Poll::Ready(Some(Err(error))) => End::Error(error),
+            Poll::Ready(None) => End::Complete,
+        };
+        if let Some(observer) = this.observer.take() {
+            observer.end(end);
+        }
+        polled
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    #[inline]
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<B: Body + Default, O: Observe> Default for ResponseBody<B, O> {
+    fn default() -> Self {
+        Self::passed(B::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+
+    use bytes::Bytes;
+    use tokio_test::task;
+
+    use super::*;
+
+    type Notes = Rc<RefCell<Vec<String>>>;
+
+    struct Noting(Notes);
+
+    impl Observe for Noting {
+        fn head<B>(&mut self, response: &http::Response<B>) {
+            self.0
+                .borrow_mut()
+                .push(format!("head {}", response.status().as_u16()));
+        }
+        fn pending(&mut self) {
+            self.0.borrow_mut().push("pending".into());
+        }
+        fn data<D: Buf>(&mut self, data: &D) {
+            self.0
+                .borrow_mut()
+                .push(format!("data {}", data.remaining()));
+        }
+        fn end<E: Display + 'static>(self, end: End<'_, E>) {
+            self.0.borrow_mut().push(match end {
+                End::Complete => "complete".into(),
+                End::Trailers(trailers) => format!("trailers {}", trailers.len()),
+                End::Error(error) => format!("error {error}"),
+                End::Dropped => "dropped".into(),
+            });
+        }
+    }
+
+    /// Yields its steps; `None` is Pending. `known` makes `is_end_stream` honest, else it always says no.
+    struct Steps {
+        steps: VecDeque<Option<Result<Frame<Bytes>, String>>>,
+        known: bool,
+    }
+
+    impl Body for Steps {
+        type Data = Bytes;
+        type Error = String;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, String>>> {
+            match self.steps.pop_front() {
+                Some(None) => Poll::Pending,
+                Some(Some(step)) => Poll::Ready(Some(step)),
+                None => Poll::Ready(None),
+            }
+        }
+        fn is_end_stream(&self) -> bool {
+            self.known && self.steps.is_empty()
+        }
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(7)
+        }
+    }
+
+    fn data(text: &'static str) -> Option<Result<Frame<Bytes>, String>> {
+        Some(Ok(Frame::data(Bytes::from_static(text.as_bytes()))))
+    }
+
+    fn trailers() -> Option<Result<Frame<Bytes>, String>> {
+        let mut map = HeaderMap::new();
+        map.insert("grpc-status", http::HeaderValue::from_static("0"));
+        Some(Ok(Frame::trailers(map)))
+    }
+
+    fn run(
+        steps: Vec<Option<Result<Frame<Bytes>, String>>>,
+        known: bool,
+        polls: usize,
+    ) -> Vec<String> {
+        let notes = Notes::default();
+        let body = Steps {
+            steps: steps.into(),
+            known,
+        };
+        let mut body = task::spawn(ResponseBody::observed(body, Noting(notes.clone())));
+        for _ in 0..polls {
+            let _ = body.enter(|cx, body| body.poll_frame(cx));
+        }
+        drop(body);
+        let notes = notes.borrow().clone();
+        notes
+    }
+
+    #[test]
+    fn each_ending_is_reported_once() {
+        assert_eq!(
+            run(vec![data("ab"), trailers()], false, 5),
+            ["data 2", "trailers 1"]
+        );
+        assert_eq!(
+            run(vec![data("ab"), trailers()], false, 2),
+            ["data 2", "trailers 1"]
+        );
+        assert_eq!(run(vec![data("ab")], false, 5), ["data 2", "complete"]);
+        assert_eq!(run(vec![data("ab")], true, 1), ["data 2", "complete"]);
+        assert_eq!(
+            run(vec![data("ab"), Some(Err("cut".into()))], false, 3),
+            ["data 2", "error cut"]
+        );
+        assert_eq!(
+            run(vec![data("ab"), None, data("c")], false, 2),
+            ["data 2", "pending", "dropped"]
+        );
+        assert_eq!(run(vec![], false, 0), ["dropped"]);
+        assert_eq!(run(vec![], true, 0), ["complete"]);
+    }
+
+    #[test]
+    fn a_dropped_future_is_an_end() {
+        let notes = Notes::default();
+        let future = std::future::pending::<Result<http::Response<Steps>, String>>();
+        let mut future = task::spawn(ResponseFuture::observed(future, Noting(notes.clone())));
+        assert!(future.poll().is_pending());
+        drop(future);
+        assert_eq!(*notes.borrow(), ["dropped"]);
+    }
+
+    #[test]
+    fn a_body_at_its_end_is_over_with_the_headers() {
+        let notes = Notes::default();
+        let body = Steps {
+            steps: VecDeque::new(),
+            known: true,
+        };
+        let future = std::future::ready(Ok::<_, String>(http::Response::new(body)));
+        let mut future = task::spawn(ResponseFuture::observed(future, Noting(notes.clone())));
+        let Poll::Ready(Ok(response)) = future.poll() else {
+            panic!("not ready")
+        };
+        assert_eq!(*notes.borrow(), ["head 200", "complete"]);
+        assert!(response.body().is_end_stream());
+        assert_eq!(response.body().size_hint().exact(), Some(7));
+        drop(response);
+        assert_eq!(notes.borrow().len(), 2);
+    }
+
+    #[test]
+    fn a_panic_in_the_consumer_is_a_drop() {
+        let notes = std::sync::Arc::new(std::sync::Mutex::new(None));
+        struct Last(std::sync::Arc<std::sync::Mutex<Option<bool>>>);
+        impl Observe for Last {
+            fn end<E: Display + 'static>(self, end: End<'_, E>) {
+                let dropped = matches!(end, End::Dropped) && std::thread::panicking();
+                *self.0.lock().unwrap() = Some(dropped);
+            }
+        }
+        let seen = notes.clone();
+        let _ = std::panic::catch_unwind(move || {
+            let _body =
+                ResponseBody::observed(http_body_util::Full::<Bytes>::from("x"), Last(seen));
+            panic!("consumer");
+        });
+        assert_eq!(*notes.lock().unwrap(), Some(true));
+    }
+}

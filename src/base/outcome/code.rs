@@ -1,0 +1,409 @@
+use std::any::Any;
+use std::error::Error;
+use std::fmt;
+
+use http::{HeaderMap, HeaderName, StatusCode};
+use tower_http::classify::GrpcCode;
+
+use crate::base::error::{BoxError, Reason, Rejection, chain};
+
+/// The header or trailer that carries a call's status.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// gRPC's status codes, in their wire order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)] // The names are the field's own; their meaning is gRPC's.
+pub enum Code {
+    Ok,
+    Cancelled,
+    Unknown,
+    InvalidArgument,
+    DeadlineExceeded,
+    NotFound,
+    AlreadyExists,
+    PermissionDenied,
+    ResourceExhausted,
+    FailedPrecondition,
+    Aborted,
+    OutOfRange,
+    Unimplemented,
+    Internal,
+    Unavailable,
+    DataLoss,
+    Unauthenticated,
+}
+
+use Code::*;
+
+// ===== impl Code =====
+
+impl Code {
+    /// All codes; a code's place here is its number on the wire.
+    pub const ALL: [Self; 17] = [
+        Ok,
+        Cancelled,
+        Unknown,
+        InvalidArgument,
+        DeadlineExceeded,
+        NotFound,
+        AlreadyExists,
+        PermissionDenied,
+        ResourceExhausted,
+        FailedPrecondition,
+        Aborted,
+        OutOfRange,
+        Unimplemented,
+        Internal,
+        Unavailable,
+        DataLoss,
+        Unauthenticated,
+    ];
+
+    /// Its number on the wire, and its place in [`ALL`](Self::ALL).
+    #[inline]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The spelling of grpc-go, which dashboards and alert rules made for the Go middleware expect: `NotFound`,
+    /// `Canceled`.
+    pub fn as_go(self) -> &'static str {
+        const NAMES: [&str; 17] = [
+            "OK",
+            "Canceled",
+            "Unknown",
+            "InvalidArgument",
+            "DeadlineExceeded",
+            "NotFound",
+            "AlreadyExists",
+            "PermissionDenied",
+            "ResourceExhausted",
+            "FailedPrecondition",
+            "Aborted",
+            "OutOfRange",
+            "Unimplemented",
+            "Internal",
+            "Unavailable",
+            "DataLoss",
+            "Unauthenticated",
+        ];
+        NAMES[self.index()]
+    }
+
+    /// The spelling of the gRPC specification and of OpenTelemetry: `NOT_FOUND`, `CANCELLED`.
+    pub fn as_otel(self) -> &'static str {
+        const NAMES: [&str; 17] = [
+            "OK",
+            "CANCELLED",
+            "UNKNOWN",
+            "INVALID_ARGUMENT",
+            "DEADLINE_EXCEEDED",
+            "NOT_FOUND",
+            "ALREADY_EXISTS",
+            "PERMISSION_DENIED",
+            "RESOURCE_EXHAUSTED",
+            "FAILED_PRECONDITION",
+            "ABORTED",
+            "OUT_OF_RANGE",
+            "UNIMPLEMENTED",
+            "INTERNAL",
+            "UNAVAILABLE",
+            "DATA_LOSS",
+            "UNAUTHENTICATED",
+        ];
+        NAMES[self.index()]
+    }
+
+    /// The code with this number; [`Unknown`](Self::Unknown) for numbers nobody has defined.
+    pub fn from_i32(code: i32) -> Self {
+        usize::try_from(code)
+            .ok()
+            .and_then(|index| Self::ALL.get(index).copied())
+            .unwrap_or(Unknown)
+    }
+
+    /// Reads a `grpc-status` value: one or two digits. Anything else is [`Unknown`](Self::Unknown), never success.
+    #[inline]
+    pub fn from_bytes(value: &[u8]) -> Self {
+        match *value {
+            [b'0'] => Ok,
+            [a @ b'0'..=b'9'] => Self::from_i32(i32::from(a - b'0')),
+            [a @ b'0'..=b'9', b @ b'0'..=b'9'] => {
+                Self::from_i32(i32::from(a - b'0') * 10 + i32::from(b - b'0'))
+            }
+            _ => Unknown,
+        }
+    }
+
+    /// The status in these headers or trailers; `None` when they carry none.
+    #[inline]
+    pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
+        headers
+            .get(&GRPC_STATUS)
+            .map(|value| Self::from_bytes(value.as_bytes()))
+    }
+
+    /// What an answer without any `grpc-status` means, by its HTTP status.
+    ///
+    /// Source: gRPC's "HTTP to gRPC status code mapping". A 200 is [`Unknown`](Self::Unknown): the peer forgot to say.
+    pub fn from_http(status: StatusCode) -> Self {
+        match status.as_u16() {
+            400 | 431 => Internal,
+            401 => Unauthenticated,
+            403 => PermissionDenied,
+            404 => Unimplemented,
+            429 | 502 | 503 | 504 => Unavailable,
+            _ => Unknown,
+        }
+    }
+
+    /// What a failed future or body means: the first cause in the error's chain that says it.
+    ///
+    /// Known are a [`Rejection`], I/O errors, tokio's `Elapsed`; with feature `tonic` its `Status`, `TimeoutExpired`
+    /// and `ConnectError`; with feature `hyper` hyper's, its legacy client's and h2's errors, by gRPC's "HTTP2 error
+    /// codes" table. Everything else is [`Unknown`](Self::Unknown).
+    pub fn from_error<E: 'static>(error: &E) -> Self {
+        match as_error(error) {
+            Some(error) => chain(error).find_map(from_cause).unwrap_or(Unknown),
+            None => Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_otel())
+    }
+}
+
+impl From<GrpcCode> for Code {
+    fn from(code: GrpcCode) -> Self {
+        Self::from_i32(code as i32)
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl From<tonic::Code> for Code {
+    fn from(code: tonic::Code) -> Self {
+        Self::from_i32(code as i32)
+    }
+}
+
+/// An error type is not always an `Error`: boxed ones are not. The known types are recognised.
+fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
+    fn known<T: Error + 'static>(error: &dyn Any) -> Option<&(dyn Error + 'static)> {
+        error.downcast_ref::<T>().map(|error| error as _)
+    }
+    let error: &dyn Any = error;
+    if let Some(boxed) = error.downcast_ref::<BoxError>() {
+        return Some(boxed.as_ref());
+    }
+    if let Some(boxed) = error.downcast_ref::<Box<dyn Error + Send>>() {
+        return Some(boxed.as_ref());
+    }
+    let found = known::<Rejection>(error).or_else(|| known::<std::io::Error>(error));
+    #[cfg(feature = "tonic")]
+    let found = found
+        .or_else(|| known::<tonic::Status>(error))
+        .or_else(|| known::<tonic::ConnectError>(error))
+        .or_else(|| known::<tonic::TimeoutExpired>(error))
+        .or_else(|| known::<tonic::transport::Error>(error));
+    #[cfg(feature = "hyper")]
+    let found = found
+        .or_else(|| known::<hyper::Error>(error))
+        .or_else(|| known::<hyper_util::client::legacy::Error>(error));
+    found
+}
+
+fn from_cause(cause: &(dyn Error + 'static)) -> Option<Code> {
+    if let Some(rejection) = cause.downcast_ref::<Rejection>() {
+        return Some(match rejection.reason() {
+            Reason::Deadline => DeadlineExceeded,
+            Reason::Quota => ResourceExhausted,
+            _ => Unavailable,
+        });
+    }
+    if cause.is::<tokio::time::error::Elapsed>() {
+        return Some(DeadlineExceeded);
+    }
+    #[cfg(feature = "tonic")]
+    {
+        if let Some(status) = cause.downcast_ref::<tonic::Status>() {
+            return Some(status.code().into());
+        }
+        if cause.is::<tonic::TimeoutExpired>() {
+            return Some(DeadlineExceeded);
+        }
+        if cause.is::<tonic::ConnectError>() {
+            return Some(Unavailable);
+        }
+    }
+    #[cfg(feature = "hyper")]
+    {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            return Some(from_h2(error));
+        }
+        if let Some(error) = cause.downcast_ref::<hyper::Error>() {
+            // A keep-alive ping without an answer ends every call of the connection as unavailable. A cancelled
+            // or closed one has no h2 cause further down.
+            if error.is_timeout() {
+                return Some(Unavailable);
+            }
+            if error.is_canceled() {
+                return Some(Cancelled);
+            }
+        }
+        if let Some(error) = cause.downcast_ref::<hyper_util::client::legacy::Error>() {
+            if error.is_connect() {
+                return Some(Unavailable);
+            }
+        }
+    }
+    cause.downcast_ref::<std::io::Error>().and_then(from_io)
+}
+
+fn from_io(error: &std::io::Error) -> Option<Code> {
+    Some(match error.kind() {
+        std::io::ErrorKind::TimedOut => DeadlineExceeded,
+        std::io::ErrorKind::ConnectionRefused
+        | std::io::ErrorKind::ConnectionReset
+        | std::io::ErrorKind::ConnectionAborted
+        | std::io::ErrorKind::NotConnected
+        | std::io::ErrorKind::BrokenPipe
+        | std::io::ErrorKind::HostUnreachable
+        | std::io::ErrorKind::NetworkUnreachable
+        | std::io::ErrorKind::NetworkDown
+        | std::io::ErrorKind::UnexpectedEof => Unavailable,
+        // `source` of an I/O error skips the error it wraps.
+        _ => return chain(error.get_ref()?).find_map(from_cause),
+    })
+}
+
+/// gRPC over HTTP/2, "HTTP2 transport mapping: errors".
+#[cfg(feature = "hyper")]
+fn from_h2(error: &h2::Error) -> Code {
+    match error.reason() {
+        Some(
+            h2::Reason::NO_ERROR
+            | h2::Reason::PROTOCOL_ERROR
+            | h2::Reason::INTERNAL_ERROR
+            | h2::Reason::FLOW_CONTROL_ERROR
+            | h2::Reason::SETTINGS_TIMEOUT
+            | h2::Reason::FRAME_SIZE_ERROR
+            | h2::Reason::COMPRESSION_ERROR
+            | h2::Reason::CONNECT_ERROR,
+        ) => Internal,
+        Some(h2::Reason::REFUSED_STREAM) => Unavailable,
+        Some(h2::Reason::CANCEL) => Cancelled,
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => ResourceExhausted,
+        Some(h2::Reason::INADEQUATE_SECURITY) => PermissionDenied,
+        _ if error.is_io() => Unavailable,
+        _ => Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_line_up() {
+        for (number, code) in Code::ALL.into_iter().enumerate() {
+            assert_eq!(code.index(), number);
+            assert_eq!(Code::from_i32(number as i32), code);
+            assert_eq!(Code::from_bytes(number.to_string().as_bytes()), code);
+            let squashed = code
+                .as_otel()
+                .replace('_', "")
+                .replace("CANCELLED", "CANCELED");
+            assert_eq!(code.as_go().to_uppercase(), squashed);
+        }
+    }
+
+    #[test]
+    fn garbage_is_unknown() {
+        for value in [
+            &b""[..],
+            b"17",
+            b"99",
+            b"-1",
+            b"abc",
+            b"000",
+            b"0 ",
+            b"\xff",
+            b"1000000000000",
+        ] {
+            assert_eq!(Code::from_bytes(value), Unknown, "{value:?}");
+        }
+        assert_eq!(Code::from_i32(-1), Unknown);
+        assert_eq!(Code::from_i32(17), Unknown);
+    }
+
+    #[test]
+    fn http_statuses_map_as_the_document_says() {
+        let of = |status| Code::from_http(StatusCode::from_u16(status).unwrap());
+        let expected = [
+            (400, Internal),
+            (401, Unauthenticated),
+            (403, PermissionDenied),
+            (404, Unimplemented),
+            (429, Unavailable),
+            (431, Internal),
+            (502, Unavailable),
+            (503, Unavailable),
+            (504, Unavailable),
+            (200, Unknown),
+            (418, Unknown),
+            (500, Unknown),
+        ];
+        for (status, code) in expected {
+            assert_eq!(of(status), code, "{status}");
+        }
+    }
+
+    #[test]
+    fn causes_are_found_in_boxes_and_chains() {
+        use std::io;
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert_eq!(Code::from_error(&refused()), Unavailable);
+        let boxed: BoxError = Box::new(io::Error::other(refused()));
+        assert_eq!(Code::from_error(&boxed), Unavailable);
+        let rejection = |reason| BoxError::from(Rejection::new("shed", reason, "full"));
+        assert_eq!(Code::from_error(&rejection(Reason::Limit)), Unavailable);
+        assert_eq!(
+            Code::from_error(&rejection(Reason::Quota)),
+            ResourceExhausted
+        );
+        assert_eq!(
+            Code::from_error(&rejection(Reason::Deadline)),
+            DeadlineExceeded
+        );
+        assert_eq!(Code::from_error(&BoxError::from("who knows")), Unknown);
+        assert_eq!(Code::from_error(&"no error at all"), Unknown);
+    }
+
+    #[cfg(feature = "tonic")]
+    #[test]
+    fn tonic_causes_are_known() {
+        let status = tonic::Status::data_loss("gone");
+        assert_eq!(Code::from_error(&status), DataLoss);
+        assert_eq!(Code::from_error(&BoxError::from(status)), DataLoss);
+        let connect = tonic::ConnectError("no route".into());
+        assert_eq!(Code::from_error(&BoxError::from(connect)), Unavailable);
+        let expired = tonic::TimeoutExpired(());
+        assert_eq!(Code::from_error(&BoxError::from(expired)), DeadlineExceeded);
+    }
+
+    #[cfg(feature = "hyper")]
+    #[test]
+    fn http2_resets_map_as_the_document_says() {
+        let of = |reason: h2::Reason| Code::from_error(&BoxError::from(h2::Error::from(reason)));
+        assert_eq!(of(h2::Reason::CANCEL), Cancelled);
+        assert_eq!(of(h2::Reason::REFUSED_STREAM), Unavailable);
+        assert_eq!(of(h2::Reason::ENHANCE_YOUR_CALM), ResourceExhausted);
+        assert_eq!(of(h2::Reason::INADEQUATE_SECURITY), PermissionDenied);
+        assert_eq!(of(h2::Reason::PROTOCOL_ERROR), Internal);
+        assert_eq!(of(h2::Reason::NO_ERROR), Internal);
+        assert_eq!(of(h2::Reason::STREAM_CLOSED), Unknown);
+    }
+}

@@ -1,0 +1,28 @@
+//! Pure arithmetic for numbers that are written on every request and read now and then.
+//!
+//! - [`Striped`]: counters with a stripe for every thread, so that nobody shares a cache line with anybody;
+//! - [`Bounds`]: the exact buckets of a classic Prometheus histogram;
+//! - [`Exponential`]: a fine histogram, the source of quantiles and of native histograms;
+//! - [`Sliding`]: an [`Exponential`] seen through a sliding window;
+//! - [`Quantiles`]: what a window says;
+//! - [`Ewma`]: a moving average that forgets by time;
+//! - [`Lease`]: a shared pointer whose clones touch no shared counter;
+//! - [`Names`]: a bounded set of names, looked up without a lock.
+
+mod bounds;
+mod ewma;
+mod exponential;
+mod lease;
+mod names;
+mod quantiles;
+mod striped;
+mod window;
+
+pub use bounds::Bounds;
+pub use ewma::Ewma;
+pub use exponential::{Counts, Exponential};
+pub use lease::Lease;
+pub use names::Names;
+pub use quantiles::Quantiles;
+pub use striped::{Stripe, Striped};
+pub use window::{Slice, Sliding, Window};
