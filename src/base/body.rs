@@ -146,11 +146,40 @@ impl<F, O: Observe> ResponseFuture<F, O> {
         }
     }
 
+    /// Follows the future that `inner` makes. When making it panics, `observer` sees a drop.
+    #[inline]
+    pub fn start(observer: O, inner: impl FnOnce() -> F) -> Self {
+        let guard = Guard(Some(observer));
+        let inner = inner();
+        Self {
+            inner,
+            observer: guard.disarm(),
+        }
+    }
+
     /// Passes `inner` through.
     pub fn passed(inner: F) -> Self {
         Self {
             inner,
             observer: None,
+        }
+    }
+}
+
+/// Holds an observer while foreign code runs.
+struct Guard<O: Observe>(Option<O>);
+
+impl<O: Observe> Guard<O> {
+    #[inline]
+    fn disarm(mut self) -> Option<O> {
+        self.0.take()
+    }
+}
+
+impl<O: Observe> Drop for Guard<O> {
+    fn drop(&mut self) {
+        if let Some(observer) = self.0.take() {
+            observer.end(End::<Infallible>::Dropped);
         }
     }
 }

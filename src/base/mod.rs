@@ -1,15 +1,14 @@
 //! Tier 1: what every middleware stands on. Nothing here knows of any middleware.
-
 pub mod body;
 pub mod clock;
 pub mod deadline;
 pub mod error;
-
-//flow
-
-//inspect
-
-//metrics
+#[cfg(feature = "metrics")]
+pub mod flow;
+#[cfg(feature = "metrics")]
+pub mod inspect;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod outcome;
 pub mod priority;
 pub mod signal;

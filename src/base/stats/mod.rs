@@ -5,6 +5,7 @@
 //! - [`Exponential`]: a fine histogram, the source of quantiles and of native histograms;
 //! - [`Sliding`]: an [`Exponential`] seen through a sliding window;
 //! - [`Quantiles`]: what a window says;
+//! - [`Stopwatch`]: one request's time, split into phases;
 //! - [`Ewma`]: a moving average that forgets by time;
 //! - [`Lease`]: a shared pointer whose clones touch no shared counter;
 //! - [`Names`]: a bounded set of names, looked up without a lock.
@@ -12,17 +13,23 @@
 mod bounds;
 mod ewma;
 mod exponential;
+#[cfg(feature = "timing")]
+mod hdr;
 mod lease;
 mod names;
 mod quantiles;
+mod stopwatch;
 mod striped;
 mod window;
 
 pub use bounds::Bounds;
 pub use ewma::Ewma;
 pub use exponential::{Counts, Exponential};
+#[cfg(feature = "timing")]
+pub(crate) use hdr::interval_log;
 pub use lease::Lease;
 pub use names::Names;
 pub use quantiles::Quantiles;
+pub use stopwatch::{Phases, Stopwatch};
 pub use striped::{Stripe, Striped};
 pub use window::{Slice, Sliding, Window};

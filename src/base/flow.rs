@@ -1,0 +1,163 @@
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+
+use super::clock::{self, Instant};
+use super::inspect::{Inspect, Value};
+use super::metrics::{Families, FlowCollector, Format, Kind, Labels, import};
+
+/// The switchboard a program makes once: a registry, and the layers attached to it.
+///
+/// Clones are the same flow. Layers work without one; attached to one they appear in `/metrics`, in the snapshot, and
+/// on everything else that reads [`Inspect`].
+///
+/// ```
+/// use prometheus_client::metrics::counter::Counter;
+/// use prometheus_client::registry::Registry;
+/// use tower_flow::{Flow, metrics::Format};
+///
+/// let flow = Flow::new("orders");
+///
+/// // Metrics of your own are served beside those of the layers.
+/// let refunds = Counter::<u64>::default();
+/// flow.register(|registry| registry.register("refunds", "Refunds granted", refunds.clone()));
+/// refunds.inc();
+/// let text = String::from_utf8(flow.encode(Format::Classic))?;
+/// assert!(text.contains("refunds_total 1\n"));
+///
+/// // Or the other way round: the layers in a registry of your own.
+/// let mut registry = Registry::default();
+/// registry.register_collector(Box::new(flow.collector()));
+/// # Ok::<(), std::string::FromUtf8Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Flow(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    started: Instant,
+    registry: RwLock<Registry>,
+    layers: RwLock<Vec<Arc<dyn Inspect>>>,
+}
+
+impl Flow {
+    /// A flow for the service called `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            name: name.into(),
+            started: clock::now(),
+            registry: RwLock::default(),
+            layers: RwLock::default(),
+        }))
+    }
+
+    /// The service's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// How long ago it was made.
+    pub fn uptime(&self) -> Duration {
+        clock::now().saturating_duration_since(self.0.started)
+    }
+
+    /// Attaches a layer: most do it themselves in their own `attach`. It stays attached as long as the flow lives, so
+    /// that no counter of it vanishes.
+    pub fn attach(&self, layer: impl Inspect) {
+        self.0
+            .layers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::new(layer));
+    }
+
+    /// The attached layers, in the order they came.
+    pub fn attached(&self) -> Vec<Arc<dyn Inspect>> {
+        self.0
+            .layers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Registers metrics of your own.
+    pub fn register<T>(&self, with: impl FnOnce(&mut Registry) -> T) -> T {
+        with(
+            &mut self
+                .0
+                .registry
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// The layers' metrics as a collector, for a registry of your own. What was [`register`](Self::register)ed is not
+    /// among them: it has a registry already.
+    pub fn collector(&self) -> FlowCollector {
+        FlowCollector(self.clone())
+    }
+
+    /// All metrics now: the layers' and those [`register`](Self::register)ed.
+    pub fn families(&self) -> Families {
+        let mut families = self.layers();
+        let registry = self
+            .0
+            .registry
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        import::registry(&registry, &mut families);
+        families.merged()
+    }
+
+    /// All metrics now, as a scraper reads them.
+    pub fn encode(&self, format: Format) -> Vec<u8> {
+        format.encode(&self.families())
+    }
+
+    /// The numbers of every attached layer.
+    pub fn snapshot(&self) -> Value {
+        let layers = self.attached().into_iter().map(|layer| {
+            Value::map([
+                ("kind", layer.kind().into()),
+                ("name", (&*layer.name()).into()),
+                ("state", layer.snapshot()),
+            ])
+        });
+        Value::map([
+            ("service", self.name().into()),
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("uptime", self.uptime().into()),
+            ("layers", Value::list(layers)),
+        ])
+    }
+
+    /// The layers' own families.
+    pub(crate) fn layers(&self) -> Families {
+        let mut families = Families::new();
+        let version = Labels::new()
+            .with("service", self.name().to_owned())
+            .with("version", env!("CARGO_PKG_VERSION"));
+        families
+            .family(
+                Kind::Info,
+                "tower_flow",
+                "The service and the version of tower-flow it runs",
+            )
+            .push(version, 1u64);
+        for layer in self.attached() {
+            layer.collect(&mut families);
+        }
+        families.merged()
+    }
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow")
+            .field("name", &self.name())
+            .field("layers", &self.attached())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,183 @@
+//! What a layer shows of itself while it runs: all that the live endpoint reads.
+
+use std::borrow::Cow;
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+use super::metrics::Families;
+
+/// Live numbers of a layer. A layer's handle implements it; [`Flow::attach`](crate::Flow::attach) takes it.
+///
+/// Both methods run on every scrape or page update. They may sum and sort, but must neither block nor wait.
+pub trait Inspect: Debug + Send + Sync + 'static {
+    /// The layer's kind, the feature's name: `timing`, `grpc`.
+    fn kind(&self) -> &'static str;
+
+    /// The name of this one among its kind.
+    fn name(&self) -> Cow<'_, str>;
+
+    /// Its numbers now. Keys stay the same from release to release.
+    fn snapshot(&self) -> Value;
+
+    /// Adds its metric families.
+    fn collect(&self, families: &mut Families);
+}
+
+impl<T: Inspect> Inspect for Arc<T> {
+    fn kind(&self) -> &'static str {
+        (**self).kind()
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        (**self).name()
+    }
+
+    fn snapshot(&self) -> Value {
+        (**self).snapshot()
+    }
+
+    fn collect(&self, families: &mut Families) {
+        (**self).collect(families);
+    }
+}
+
+/// A snapshot: what JSON can say.
+///
+/// ```
+/// use tower_flow::inspect::Value;
+///
+/// let value = Value::map([("limit", Value::from(64u64)), ("busy", Value::from(true))]);
+/// assert_eq!(value.get("limit"), Some(&Value::Whole(64)));
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Nothing to say.
+    Null,
+    /// Yes or no.
+    Flag(bool),
+    /// A count.
+    Whole(u64),
+    /// A measure; `NaN` and infinities are shown as null.
+    Number(f64),
+    /// Text.
+    Text(String),
+    /// Several, in order.
+    List(Vec<Value>),
+    /// Named ones, in order.
+    Map(Vec<(Cow<'static, str>, Value)>),
+}
+
+impl Value {
+    /// A map.
+    pub fn map<K: Into<Cow<'static, str>>>(entries: impl IntoIterator<Item = (K, Value)>) -> Self {
+        Self::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| (key.into(), value))
+                .collect(),
+        )
+    }
+
+    /// A list.
+    pub fn list(entries: impl IntoIterator<Item = Value>) -> Self {
+        Self::List(entries.into_iter().collect())
+    }
+
+    /// The value under `key`, when this is a map that has it.
+    pub fn get(&self, key: &str) -> Option<&Self> {
+        match self {
+            Self::Map(entries) => entries
+                .iter()
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! from {
+    ($($from:ty => $variant:ident),*) => {$(
+        impl From<$from> for Value {
+            fn from(value: $from) -> Self {
+                Self::$variant(value.into())
+            }
+        }
+    )*};
+}
+
+from!(bool => Flag, u64 => Whole, u32 => Whole, f64 => Number, String => Text, &str => Text);
+
+impl From<std::time::Duration> for Value {
+    /// In seconds.
+    fn from(value: std::time::Duration) -> Self {
+        Self::Number(value.as_secs_f64())
+    }
+}
+
+impl fmt::Display for Value {
+    /// As JSON, on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Flag(flag) => write!(f, "{flag}"),
+            Self::Whole(number) => write!(f, "{number}"),
+            Self::Number(number) if number.is_finite() => write!(f, "{number}"),
+            Self::Number(_) => f.write_str("null"),
+            Self::Text(text) => quoted(f, text),
+            Self::List(entries) => {
+                f.write_str("[")?;
+                for (index, value) in entries.iter().enumerate() {
+                    write!(f, "{}{value}", if index == 0 { "" } else { "," })?;
+                }
+                f.write_str("]")
+            }
+            Self::Map(entries) => {
+                f.write_str("{")?;
+                for (index, (key, value)) in entries.iter().enumerate() {
+                    f.write_str(if index == 0 { "" } else { "," })?;
+                    quoted(f, key)?;
+                    write!(f, ":{value}")?;
+                }
+                f.write_str("}")
+            }
+        }
+    }
+}
+
+fn quoted(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    f.write_str("\"")?;
+    for char in text.chars() {
+        match char {
+            '"' => f.write_str("\\\"")?,
+            '\\' => f.write_str("\\\\")?,
+            // Below a space by the standard; the others so that no page takes a name for markup.
+            '\0'..=' ' | '\u{7f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' if char != ' ' => {
+                write!(f, "\\u{:04x}", char as u32)?;
+            }
+            char => write!(f, "{char}")?,
+        }
+    }
+    f.write_str("\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_json_whatever_the_text() {
+        let hostile = "a\"\\\n\0</script>\u{2028}ü😈";
+        let value = Value::map([
+            (hostile.to_owned(), Value::from(hostile)),
+            (
+                "n".to_owned(),
+                Value::list([Value::Null, 1.5.into(), f64::NAN.into(), 7u64.into()]),
+            ),
+        ]);
+        let text = value.to_string();
+        assert!(!text.contains('<') && !text.contains('\n'), "{text}");
+        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(parsed[hostile], hostile);
+        assert_eq!(parsed["n"].to_string(), "[null,1.5,null,7]");
+    }
+}

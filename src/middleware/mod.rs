@@ -1,0 +1,4 @@
+//! Tier 2: one folder for each layer. None imports another; what two of them need lives in `base`.
+
+#[cfg(feature = "timing")]
+pub mod timing;

@@ -1,0 +1,166 @@
+use std::borrow::Cow;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::metrics;
+use super::route::{Measures, Phase, State};
+use crate::base::clock;
+use crate::base::inspect::{Inspect, Value};
+use crate::base::metrics::Families;
+use crate::base::outcome::Outcome;
+use crate::base::signal::LatencySignal;
+use crate::base::stats::{Quantiles, interval_log};
+
+/// Reads a [`TimingLayer`](super::TimingLayer); cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TimingHandle(Arc<State>);
+
+/// The numbers of one route at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RouteSnapshot {
+    /// Its name.
+    pub route: String,
+    /// Calls that started.
+    pub started: u64,
+    /// Calls that ended, by how.
+    pub ended: Vec<(Outcome, u64)>,
+    /// Calls that started and have not ended.
+    pub in_flight: u64,
+    /// All time spent waiting for the service to be ready.
+    pub ready: Duration,
+    /// The mean time to the first byte, in the HTTP form.
+    pub first_byte: Option<Duration>,
+    /// All time bodies waited for their producer, in the HTTP form.
+    pub producer_stall: Duration,
+    /// All time bodies waited for their consumer, in the HTTP form.
+    pub consumer_stall: Duration,
+    /// The durations within the window.
+    pub window: Quantiles,
+    /// The same, corrected for coordinated omission, when an
+    /// [`expected_interval`](super::TimingLayer::expected_interval) is set.
+    pub corrected: Option<Quantiles>,
+}
+
+// ===== impl TimingHandle =====
+
+impl TimingHandle {
+    pub(super) fn new(state: Arc<State>) -> Self {
+        Self(state)
+    }
+
+    /// The numbers of every route.
+    pub fn snapshot(&self) -> Vec<RouteSnapshot> {
+        let routes = self.0.all();
+        routes
+            .into_iter()
+            .map(|(route, measures)| self.route(route, measures))
+            .collect()
+    }
+
+    /// The `quantile` (0 to 1) of `route`'s durations within the window, as a signal.
+    ///
+    /// Naming a route here makes it one, if there is room; a layer without a route function has the one called like
+    /// itself.
+    ///
+    /// # Panics
+    ///
+    /// When `quantile` does not lie within 0 and 1.
+    pub fn signal(&self, route: &str, quantile: f64) -> LatencySignal {
+        let window = self.0.window_of(route).clone();
+        LatencySignal::new(route, window, quantile)
+    }
+
+    /// Writes `route`'s window as an HdrHistogram V2 interval log, a line for each slice, for HdrHistogram's own
+    /// tools: values in nanoseconds, maxima shown in milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::NotFound`] when there is no such route, else what `to` failed with.
+    pub fn hdr_log(&self, route: &str, mut to: impl io::Write) -> io::Result<()> {
+        let routes = self.0.all();
+        let found = routes.iter().find(|(name, _)| *name == route);
+        let (_, measures) = found.ok_or_else(|| {
+            let message = format!("timing {:?} has no route {route:?}", self.0.name);
+            io::Error::new(io::ErrorKind::NotFound, message)
+        })?;
+        interval_log(&mut to, route, &measures.total.slices(clock::now()))
+    }
+
+    fn route(&self, route: &str, measures: &Measures) -> RouteSnapshot {
+        let ended = measures.ended();
+        let started = measures.started();
+        let recent = measures.total.recent(clock::now());
+        let (first_counts, first_sum) = measures.histogram(Phase::First);
+        let firsts: u64 = first_counts.iter().sum();
+        let [producer_stall, consumer_stall] = measures.stalls();
+        RouteSnapshot {
+            route: route.to_owned(),
+            started,
+            in_flight: started.saturating_sub(ended.iter().sum()),
+            ended: Outcome::ALL
+                .into_iter()
+                .zip(ended)
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            ready: measures.histogram(Phase::Ready).1,
+            first_byte: (firsts > 0).then(|| first_sum.div_f64(firsts as f64)),
+            producer_stall,
+            consumer_stall,
+            window: recent.quantiles(),
+            corrected: self.0.expected.map(|expected| recent.corrected(expected)),
+        }
+    }
+}
+
+impl Inspect for TimingHandle {
+    fn kind(&self) -> &'static str {
+        "timing"
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.0.name)
+    }
+
+    fn snapshot(&self) -> Value {
+        let routes = Self::snapshot(self).into_iter().map(|route| {
+            let ended = route
+                .ended
+                .into_iter()
+                .map(|(outcome, count)| (outcome.as_str(), count.into()));
+            Value::map([
+                ("route", route.route.into()),
+                ("started", route.started.into()),
+                ("in_flight", route.in_flight.into()),
+                ("ended", Value::map(ended)),
+                ("ready", route.ready.into()),
+                (
+                    "first_byte",
+                    route.first_byte.map_or(Value::Null, Value::from),
+                ),
+                ("producer_stall", route.producer_stall.into()),
+                ("consumer_stall", route.consumer_stall.into()),
+                ("window", shown(&route.window)),
+                (
+                    "corrected",
+                    route.corrected.as_ref().map_or(Value::Null, shown),
+                ),
+            ])
+        });
+        Value::map([("routes", Value::list(routes))])
+    }
+
+    fn collect(&self, families: &mut Families) {
+        metrics::collect(&self.0, families);
+    }
+}
+
+fn shown(quantiles: &Quantiles) -> Value {
+    let count = ("count", quantiles.count.into());
+    Value::map(
+        [count]
+            .into_iter()
+            .chain(quantiles.iter().map(|(name, value)| (name, value.into()))),
+    )
+}
