@@ -1,7 +1,7 @@
 //! One request followed from its call to its true end.
 //!
 //! [`Observe`] is what a layer writes: what to note when headers come, when data passes and when it is over.
-//! [`ResponseFuture`] and [`ResponseBody`] are the one future and the one body wrapper that drive it; they make sure
+//! [`ObservedFuture`] and [`ObservedBody`] are the one future and the one body wrapper that drive it; they make sure
 //! that [`Observe::end`] is called exactly once, whatever happens first:
 //!
 //! - the inner future fails, or is dropped before its response;
@@ -18,7 +18,7 @@
 //! ```
 //! use std::fmt::Display;
 //! use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
-//! use tower_flow::body::{End, Observe, ResponseBody};
+//! use tower_flow::body::{End, Observe, ObservedBody};
 //! use http_body_util::{BodyExt, Full};
 //!
 //! struct Bytes(Arc<AtomicU64>);
@@ -34,7 +34,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let seen = Arc::new(AtomicU64::new(0));
-//! let body = ResponseBody::observed(Full::from("hello"), Bytes(seen.clone()));
+//! let body = ObservedBody::observed(Full::from("hello"), Bytes(seen.clone()));
 //! assert_eq!(body.collect().await?.to_bytes(), "hello");
 //! assert_eq!(seen.load(Ordering::Relaxed), 5);
 //! # Ok(()) }
@@ -95,13 +95,13 @@ pin_project! {
     /// The response future of a layer that follows its requests to their end.
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<F, O: Observe> {
+    pub struct ObservedFuture<F, O: Observe> {
         #[pin]
         inner: F,
         observer: Option<O>,
     }
 
-    impl<F, O: Observe> PinnedDrop for ResponseFuture<F, O> {
+    impl<F, O: Observe> PinnedDrop for ObservedFuture<F, O> {
         fn drop(this: Pin<&mut Self>) {
             if let Some(observer) = this.project().observer.take() {
                 observer.end(End::<Infallible>::Dropped);
@@ -113,13 +113,13 @@ pin_project! {
 pin_project! {
     /// A body that reports its end exactly once and is otherwise the inner body.
     #[derive(Debug)]
-    pub struct ResponseBody<B: Body, O: Observe> {
+    pub struct ObservedBody<B: Body, O: Observe> {
         #[pin]
         inner: B,
         observer: Option<O>,
     }
 
-    impl<B: Body, O: Observe> PinnedDrop for ResponseBody<B, O> {
+    impl<B: Body, O: Observe> PinnedDrop for ObservedBody<B, O> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             if let Some(observer) = this.observer.take() {
@@ -134,9 +134,9 @@ pin_project! {
     }
 }
 
-// ===== impl ResponseFuture =====
+// ===== impl ObservedFuture =====
 
-impl<F, O: Observe> ResponseFuture<F, O> {
+impl<F, O: Observe> ObservedFuture<F, O> {
     /// Follows `inner` with `observer`.
     #[inline]
     pub fn observed(inner: F, observer: O) -> Self {
@@ -184,21 +184,21 @@ impl<O: Observe> Drop for Guard<O> {
     }
 }
 
-impl<F, B, E, O> Future for ResponseFuture<F, O>
+impl<F, B, E, O> Future for ObservedFuture<F, O>
 where
     F: Future<Output = Result<http::Response<B>, E>>,
     B: Body,
     E: Display + 'static,
     O: Observe,
 {
-    type Output = Result<http::Response<ResponseBody<B, O>>, E>;
+    type Output = Result<http::Response<ObservedBody<B, O>>, E>;
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
         let Some(mut observer) = this.observer.take() else {
-            return Poll::Ready(result.map(|response| response.map(ResponseBody::passed)));
+            return Poll::Ready(result.map(|response| response.map(ObservedBody::passed)));
         };
         Poll::Ready(match result {
             Ok(response) => {
@@ -207,9 +207,9 @@ where
                 Ok(response.map(|body| {
                     if over {
                         observer.end(End::<Infallible>::Complete);
-                        ResponseBody::passed(body)
+                        ObservedBody::passed(body)
                     } else {
-                        ResponseBody::observed(body, observer)
+                        ObservedBody::observed(body, observer)
                     }
                 }))
             }
@@ -221,9 +221,9 @@ where
     }
 }
 
-// ===== impl ResponseBody =====
+// ===== impl ObservedBody =====
 
-impl<B: Body, O: Observe> ResponseBody<B, O> {
+impl<B: Body, O: Observe> ObservedBody<B, O> {
     /// Follows `inner` with `observer`. Works for request bodies as well.
     #[inline]
     pub fn observed(inner: B, observer: O) -> Self {
@@ -247,7 +247,7 @@ impl<B: Body, O: Observe> ResponseBody<B, O> {
     }
 }
 
-impl<B, O> Body for ResponseBody<B, O>
+impl<B, O> Body for ObservedBody<B, O>
 where
     B: Body,
     B::Error: Display + 'static,
@@ -305,7 +305,7 @@ where
     }
 }
 
-impl<B: Body + Default, O: Observe> Default for ResponseBody<B, O> {
+impl<B: Body + Default, O: Observe> Default for ObservedBody<B, O> {
     fn default() -> Self {
         Self::passed(B::default())
     }
@@ -397,7 +397,7 @@ mod tests {
             steps: steps.into(),
             known,
         };
-        let mut body = task::spawn(ResponseBody::observed(body, Noting(notes.clone())));
+        let mut body = task::spawn(ObservedBody::observed(body, Noting(notes.clone())));
         for _ in 0..polls {
             let _ = body.enter(|cx, body| body.poll_frame(cx));
         }
@@ -434,7 +434,7 @@ mod tests {
     fn a_dropped_future_is_an_end() {
         let notes = Notes::default();
         let future = std::future::pending::<Result<http::Response<Steps>, String>>();
-        let mut future = task::spawn(ResponseFuture::observed(future, Noting(notes.clone())));
+        let mut future = task::spawn(ObservedFuture::observed(future, Noting(notes.clone())));
         assert!(future.poll().is_pending());
         drop(future);
         assert_eq!(*notes.borrow(), ["dropped"]);
@@ -448,7 +448,7 @@ mod tests {
             known: true,
         };
         let future = std::future::ready(Ok::<_, String>(http::Response::new(body)));
-        let mut future = task::spawn(ResponseFuture::observed(future, Noting(notes.clone())));
+        let mut future = task::spawn(ObservedFuture::observed(future, Noting(notes.clone())));
         let Poll::Ready(Ok(response)) = future.poll() else {
             panic!("not ready")
         };
@@ -472,7 +472,7 @@ mod tests {
         let seen = notes.clone();
         let _ = std::panic::catch_unwind(move || {
             let _body =
-                ResponseBody::observed(http_body_util::Full::<Bytes>::from("x"), Last(seen));
+                ObservedBody::observed(http_body_util::Full::<Bytes>::from("x"), Last(seen));
             panic!("consumer");
         });
         assert_eq!(*notes.lock().unwrap(), Some(true));

@@ -1,4 +1,6 @@
 //! Tier 2: one folder for each layer. None imports another; what two of them need lives in `base`.
 
+#[cfg(feature = "grpc")]
+pub mod grpc;
 #[cfg(feature = "timing")]
 pub mod timing;

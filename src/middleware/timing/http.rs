@@ -13,7 +13,7 @@ use tower_service::Service;
 use super::call::{Call, ReadyWait};
 use super::layer::TimingLayer;
 use super::route::{OneRoute, Route, State};
-use crate::base::body::{End, Observe, ResponseFuture};
+use crate::base::body::{End, Observe, ObservedFuture};
 use crate::base::clock;
 use crate::base::deadline::Deadline;
 use crate::base::outcome::{GrpcClassifier, HttpClassifier, Outcome};
@@ -120,9 +120,9 @@ where
     C: MakeClassifier<FailureClass: Into<Outcome>>,
     ResBody: Body,
 {
-    type Response = http::Response<crate::base::body::ResponseBody<ResBody, HttpCall<C>>>;
+    type Response = http::Response<crate::base::body::ObservedBody<ResBody, HttpCall<C>>>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, HttpCall<C>>;
+    type Future = ObservedFuture<S::Future, HttpCall<C>>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
@@ -144,7 +144,7 @@ where
             head,
             classify: Classify::Response(classifier),
         };
-        ResponseFuture::start(call, || self.inner.call(req))
+        ObservedFuture::start(call, || self.inner.call(req))
     }
 }
 
