@@ -1,6 +1,81 @@
+//! tower Layers for any hyper or tonic stack: gRPC accounting, round-trip timing, connection tracking, and a live
+//! endpoint that shows them.
+//!
+//! # Quick start
+//!
+//! ```no_run
+//! # #[cfg(feature = "full")] {
+//! use tower_flow::{Flow, preset};
+//!
+//! # async fn serve(routes: tonic::service::Routes) -> Result<(), Box<dyn std::error::Error>> {
+//! let flow = Flow::new("orders");
+//! tokio::spawn(flow.admin().serve("127.0.0.1:9090".parse()?));
+//! tonic::transport::Server::builder()
+//!     .layer(preset::grpc_server(&flow))
+//!     .add_routes(routes)
+//!     .serve("127.0.0.1:50051".parse()?)
+//!     .await?;
+//! # Ok(()) } }
+//! ```
+//!
+//! Every layer also stands alone, over any `Service<Req>`; none needs a [`Flow`], a registry or HTTP.
+//!
+//! # Map
+//!
+//! Three tiers; arrows point up this list only.
+//!
+//! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`],
+//!   [`deadline`], [`priority`], [`error`], [`clock`];
+//! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`];
+//! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
+//!
+//! # Features
+//!
+//! None is on by default; each adds API and changes no behaviour.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `grpc` | [`grpc`] |
+//! | `timing` | [`timing`], [`signal::LatencySignal`] |
+//! | `connection` | [`connection`] |
+//! | `admin` | [`admin`] |
+//! | `metrics` | [`Flow`], [`inspect`], [`metrics`]; on with any of the above |
+//! | `protobuf` | the protobuf exposition with native histograms |
+//! | `tonic` | what only tonic needs: `NamedService`, `Connected`, `Status` in error chains |
+//! | `hyper` | what only hyper needs: its IO traits, its causes of errors |
+//! | `full` | all of these |
+
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(feature = "admin")]
+pub mod admin;
 mod base;
+mod builder;
 mod middleware;
+#[cfg(all(feature = "grpc", feature = "timing"))]
+pub mod preset;
+
 pub use base::error::{BoxError, Rejection};
+#[cfg(feature = "metrics")]
 pub use base::flow::Flow;
-pub use base::*;
-pub use middleware::*;
+pub use base::{body, clock, deadline, outcome, priority, signal, stats};
+#[cfg(feature = "metrics")]
+pub use base::{inspect, metrics};
+pub use builder::ServiceBuilderExt;
+#[cfg(feature = "connection")]
+pub use middleware::connection;
+#[cfg(feature = "grpc")]
+pub use middleware::grpc;
+#[cfg(feature = "timing")]
+pub use middleware::timing;
+
+/// Why a layer refused, and how to find a cause in a chain of errors.
+pub mod error {
+    pub use crate::base::error::{Reason, find};
+}
+
+// The README's examples are tests.
+#[cfg(all(doctest, feature = "full"))]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -34,7 +34,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let seen = Arc::new(AtomicU64::new(0));
-//! let body = ObservedBody::observed(Full::from("hello"), Bytes(seen.clone()));
+//! let body = ObservedBody::observed(Full::<bytes::Bytes>::from("hello"), Bytes(seen.clone()));
 //! assert_eq!(body.collect().await?.to_bytes(), "hello");
 //! assert_eq!(seen.load(Ordering::Relaxed), 5);
 //! # Ok(()) }

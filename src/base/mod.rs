@@ -2,9 +2,9 @@
 pub mod body;
 pub mod clock;
 pub mod deadline;
-pub mod error;
+pub(crate) mod error;
 #[cfg(feature = "metrics")]
-pub mod flow;
+pub(crate) mod flow;
 #[cfg(feature = "metrics")]
 pub mod inspect;
 #[cfg(feature = "metrics")]

@@ -4,3 +4,5 @@
 pub mod grpc;
 #[cfg(feature = "timing")]
 pub mod timing;
+#[cfg(feature = "connection")]
+pub mod connection;

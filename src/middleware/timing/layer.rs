@@ -52,6 +52,11 @@ impl TimingLayer {
     where
         F: Fn(&Req) -> &str,
     {
+        self.route_with(route)
+    }
+
+    /// One route (default), or the route a [`Route`](super::Route) of your own names for each request.
+    pub fn route_with<T>(self, route: T) -> TimingLayer<T> {
         TimingLayer {
             route,
             options: self.options,

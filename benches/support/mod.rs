@@ -1,0 +1,233 @@
+//! What both benches use: a counting allocator, a gRPC service in memory, and a loop that drives calls to their end.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Body, Frame};
+use tower_service::Service;
+
+/// Counts the allocations of each thread.
+pub struct Counting;
+
+thread_local!(static ALLOCATIONS: Cell<u64> = const { Cell::new(0) });
+
+// SAFETY: all work is done by the system's allocator; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+/// A unary gRPC answer: a message of 16 bytes and trailers.
+pub struct Answer(u8);
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0 += 1;
+        Poll::Ready(match self.0 {
+            1 => Some(Ok(Frame::data(Bytes::from_static(
+                b"\0\0\0\0\x10sixteen bytes ok",
+            )))),
+            2 => {
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            _ => None,
+        })
+    }
+}
+
+/// A unary gRPC question, whose message the service reads.
+#[derive(Clone)]
+pub struct Question(bool);
+
+impl Body for Question {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(std::mem::take(&mut self.0).then(|| {
+            Ok(Frame::data(Bytes::from_static(
+                b"\0\0\0\0\x10sixteen bytes ok",
+            )))
+        }))
+    }
+}
+
+/// Reads its request and answers at once.
+#[derive(Clone)]
+pub struct Echo;
+
+impl<B: Body + Unpin> Service<Request<B>> for Echo {
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<Answer>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        drain(req.into_body());
+        let mut response = Response::new(Answer(0));
+        response.headers_mut().insert(
+            http::header::CONTENT_TYPE,
+            HeaderValue::from_static("application/grpc"),
+        );
+        std::future::ready(Ok(response))
+    }
+}
+
+fn drain<B: Body + Unpin>(mut body: B) {
+    let mut cx = Context::from_waker(Waker::noop());
+    while let Poll::Ready(Some(frame)) = Pin::new(&mut body).poll_frame(&mut cx) {
+        black_box(frame.is_ok());
+    }
+}
+
+/// A request for one of 21 methods, as hyper hands it to a server.
+pub fn requests() -> Vec<Request<Question>> {
+    (0..21)
+        .map(|n| {
+            let mut req = Request::new(Question(true));
+            *req.method_mut() = http::Method::POST;
+            *req.uri_mut() = format!("http://localhost/bench.Service/Method{n}")
+                .parse()
+                .expect("a path");
+            let headers = req.headers_mut();
+            headers.insert(
+                http::header::CONTENT_TYPE,
+                HeaderValue::from_static("application/grpc"),
+            );
+            headers.insert("te", HeaderValue::from_static("trailers"));
+            headers.insert("user-agent", HeaderValue::from_static("tonic/0.14"));
+            req
+        })
+        .collect()
+}
+
+/// One call, driven until its body is over.
+pub fn call<S, B>(service: &mut S, req: Request<Question>)
+where
+    S: Service<Request<Question>, Response = Response<B>, Error = Infallible>,
+    B: Body + Unpin,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(service.poll_ready(&mut cx).is_ready());
+    let mut future = std::pin::pin!(service.call(req));
+    let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else {
+        panic!("the service answers at once")
+    };
+    drain(response.into_body());
+}
+
+/// A way to answer one request.
+pub struct Variant {
+    pub name: &'static str,
+    pub run: Box<dyn FnMut(&[Request<Question>])>,
+}
+
+impl Variant {
+    /// The same service for every call.
+    pub fn reused<S, B>(name: &'static str, mut service: S) -> Self
+    where
+        S: Service<Request<Question>, Response = Response<B>, Error = Infallible> + 'static,
+        B: Body + Unpin,
+    {
+        let run = move |requests: &[Request<Question>]| {
+            for req in requests {
+                call(&mut service, req.clone());
+            }
+        };
+        Self {
+            name,
+            run: Box::new(run),
+        }
+    }
+
+    /// A clone of it for every call, as servers do.
+    pub fn cloned<S, B>(name: &'static str, service: S) -> Self
+    where
+        S: Service<Request<Question>, Response = Response<B>, Error = Infallible> + Clone + 'static,
+        B: Body + Unpin,
+    {
+        let run = move |requests: &[Request<Question>]| {
+            for req in requests {
+                call(&mut service.clone(), req.clone());
+            }
+        };
+        Self {
+            name,
+            run: Box::new(run),
+        }
+    }
+}
+
+/// What a variant costs.
+#[derive(Clone, Copy)]
+pub struct Cost {
+    pub median: f64,
+    pub least: f64,
+    pub allocations: f64,
+}
+
+/// Runs the variants in turn, again and again, so that a machine that slows down slows down all of them.
+pub fn measure(variants: &mut [Variant], rounds: usize, calls: usize) -> Vec<Cost> {
+    let requests: Vec<_> = requests().into_iter().cycle().take(calls).collect();
+    let mut times = vec![Vec::with_capacity(rounds); variants.len()];
+    let mut allocations = vec![0.0; variants.len()];
+    for round in 0..rounds + 2 {
+        for (index, variant) in variants.iter_mut().enumerate() {
+            let before = ALLOCATIONS.get();
+            let start = Instant::now();
+            (variant.run)(&requests);
+            let took = start.elapsed().as_secs_f64() * 1e9 / calls as f64;
+            // The first two rounds warm up.
+            if round >= 2 {
+                times[index].push(took);
+                allocations[index] = (ALLOCATIONS.get() - before) as f64 / calls as f64;
+            }
+        }
+    }
+    times
+        .into_iter()
+        .zip(allocations)
+        .map(|(mut times, allocations)| {
+            times.sort_by(f64::total_cmp);
+            Cost {
+                median: times[times.len() / 2],
+                least: times[0],
+                allocations,
+            }
+        })
+        .collect()
+}
+
+/// How many rounds: 60, or what `TOWER_FLOW_ROUNDS` says.
+pub fn rounds() -> usize {
+    std::env::var("TOWER_FLOW_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(60)
+}

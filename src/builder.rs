@@ -1,0 +1,69 @@
+//! One method for each layer, on tower's `ServiceBuilder`.
+
+use tower::ServiceBuilder;
+use tower_layer::Stack;
+
+#[cfg(feature = "grpc")]
+use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
+#[cfg(feature = "timing")]
+use crate::timing::{HttpTimingLayer, TimingLayer};
+#[cfg(feature = "metrics")]
+use crate::Flow;
+
+/// The layers of this crate as methods of tower's [`ServiceBuilder`], attached to a [`Flow`] and with their defaults.
+///
+/// For a layer with options, make it and use [`ServiceBuilder::layer`].
+///
+/// ```
+/// # #[cfg(feature = "timing")] {
+/// use tower::{ServiceBuilder, service_fn};
+/// use tower_flow::{Flow, ServiceBuilderExt as _};
+///
+/// let flow = Flow::new("orders");
+/// let service = ServiceBuilder::new()
+///     .timing("stock", &flow)
+///     .service(service_fn(async |n: u32| Ok::<_, std::io::Error>(n)));
+/// # let _ = service; }
+/// ```
+pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
+    /// Times any service as one route called `name`.
+    #[cfg(feature = "timing")]
+    fn timing(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<TimingLayer, L>> {
+        self.add(TimingLayer::new(name).attach(flow))
+    }
+
+    /// Times an HTTP service, to the end of its responses' bodies, as one route called `name`.
+    #[cfg(feature = "timing")]
+    fn http_timing(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpTimingLayer, L>> {
+        self.add(TimingLayer::new(name).attach(flow).http())
+    }
+
+    /// Counts the calls of a gRPC server.
+    #[cfg(feature = "grpc")]
+    fn grpc_server(self, flow: &Flow) -> ServiceBuilder<Stack<GrpcServerLayer, L>> {
+        self.add(GrpcServerLayer::new().attach(flow))
+    }
+
+    /// Counts the calls of a gRPC client.
+    #[cfg(feature = "grpc")]
+    fn grpc_client(self, flow: &Flow) -> ServiceBuilder<Stack<GrpcClientLayer, L>> {
+        self.add(GrpcClientLayer::new().attach(flow))
+    }
+}
+
+impl<L> ServiceBuilderExt<L> for ServiceBuilder<L> {}
+
+mod sealed {
+    use super::{ServiceBuilder, Stack};
+
+    /// The one method all others stand on.
+    pub trait Sealed<L> {
+        fn add<T>(self, layer: T) -> ServiceBuilder<Stack<T, L>>;
+    }
+
+    impl<L> Sealed<L> for ServiceBuilder<L> {
+        fn add<T>(self, layer: T) -> ServiceBuilder<Stack<T, L>> {
+            self.layer(layer)
+        }
+    }
+}

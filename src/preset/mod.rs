@@ -1,0 +1,35 @@
+//! Whole stacks in the right order.
+//!
+//! A preset is a layer like any other: `Server::builder().layer(preset::grpc_server(&flow))`. Where one of its layers
+//! needs an option, stack them by hand in the order the preset's documentation gives.
+
+mod client;
+mod server;
+
+use tower_http::classify::SharedClassifier;
+
+use crate::Flow;
+use crate::outcome::GrpcClassifier;
+use crate::timing::{HttpTimingLayer, Route, TimingLayer};
+
+pub use client::{GrpcClient, grpc_client};
+pub use server::{GrpcServer, grpc_server};
+
+/// Timing per method, as the presets use it.
+pub type GrpcTiming = HttpTimingLayer<ByPath, SharedClassifier<GrpcClassifier>>;
+
+/// The request's path is its route: `/pkg.Service/Method`.
+#[derive(Debug, Clone, Copy)]
+pub struct ByPath;
+
+impl<B> Route<http::Request<B>> for ByPath {
+    #[inline]
+    fn of<'a>(&self, req: &'a http::Request<B>) -> Option<&'a str> {
+        Some(req.uri().path())
+    }
+}
+
+fn timing(name: &str, flow: &Flow) -> GrpcTiming {
+    let layer = TimingLayer::new(name).route_with(ByPath).max_routes(512);
+    layer.attach(flow).http().grpc()
+}
