@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --features full --bench overhead`
 
+#![allow(missing_docs, unreachable_pub, missing_debug_implementations)]
+
 mod support;
 
 use std::hint::black_box;
@@ -82,18 +84,32 @@ fn main() {
         Variant::reused("floor of accounting: 2 clocks, 8 adds", floor(2, 8)),
         Variant::reused("grpc accounting", grpc().layer(Echo)),
         Variant::cloned("grpc accounting, a clone a call", grpc().layer(Echo)),
-        Variant::reused("grpc accounting, OpenTelemetry names", grpc().otel().layer(Echo)),
+        Variant::reused(
+            "grpc accounting, OpenTelemetry names",
+            grpc().otel().layer(Echo),
+        ),
         Variant::reused("floor of timing: 3 clocks, 8 adds", floor(3, 8)),
         Variant::reused("timing, generic", TimingLayer::new("t").layer(Echo)),
         Variant::reused("timing, HTTP, by path", timing.layer(Echo)),
         Variant::reused("floor of both: 3 clocks, 16 adds", floor(3, 16)),
-        Variant::reused("preset: accounting and timing", preset::grpc_server(&flow).layer(Echo)),
+        Variant::reused(
+            "preset: accounting and timing",
+            preset::grpc_server(&flow).layer(Echo),
+        ),
         Variant::cloned(
             "preset, a clone a call",
             preset::grpc_server(&flow).layer(Echo),
         ),
         Variant::reused("connection streams", tracked.connection().service(Echo)),
     ];
+    // The first stays: all others are told as what they add to it.
+    if let Some(only) = std::env::args().skip(1).find(|arg| !arg.starts_with('-')) {
+        let mut index = 0;
+        variants.retain(|variant| {
+            index += 1;
+            index == 1 || variant.name.contains(&only)
+        });
+    }
     let costs = measure(&mut variants, rounds(), 20_000);
     let bare = costs[0];
     println!("| layer | ns over bare, median | least | allocations over bare |");
@@ -111,15 +127,27 @@ fn main() {
     parts();
 }
 
+struct Leased(#[allow(dead_code)] u64);
+tower_flow::leased!(Leased);
+
 /// The parts a layer is made of, alone.
 fn parts() {
-    let lease = Lease::new(std::sync::Arc::new(0u8));
+    let lease = Lease::new(std::sync::Arc::new(Leased(0)));
     let cells = tower_flow::stats::Striped::new(16);
     let fine = tower_flow::stats::Exponential::new();
     let mut parts: Vec<(&str, Box<dyn FnMut()>)> = vec![
-        ("std::time::Instant::now", Box::new(|| drop(black_box(Instant::now())))),
-        ("clock::now", Box::new(|| drop(black_box(tower_flow::clock::now())))),
-        ("Lease clone and drop", Box::new(move || drop(black_box(lease.clone())))),
+        (
+            "std::time::Instant::now",
+            Box::new(|| _ = black_box(Instant::now())),
+        ),
+        (
+            "clock::now",
+            Box::new(|| _ = black_box(tower_flow::clock::now())),
+        ),
+        (
+            "Lease clone and drop",
+            Box::new(move || drop(black_box(lease.clone()))),
+        ),
         ("Striped add", Box::new(move || cells.local().add(3, 1))),
         (
             "Exponential record",

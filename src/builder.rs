@@ -3,12 +3,12 @@
 use tower::ServiceBuilder;
 use tower_layer::Stack;
 
+#[cfg(feature = "metrics")]
+use crate::Flow;
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
 #[cfg(feature = "timing")]
 use crate::timing::{HttpTimingLayer, TimingLayer};
-#[cfg(feature = "metrics")]
-use crate::Flow;
 
 /// The layers of this crate as methods of tower's [`ServiceBuilder`], attached to a [`Flow`] and with their defaults.
 ///

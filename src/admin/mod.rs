@@ -105,7 +105,9 @@ impl Admin {
         if !self.remote && !addr.ip().is_loopback() {
             return Err(AdminError::NotLoopback(addr));
         }
-        AdminServer::bind(addr, self.service()).await.map_err(|error| AdminError::Bind(addr, error))
+        AdminServer::bind(addr, self.service())
+            .await
+            .map_err(|error| AdminError::Bind(addr, error))
     }
 
     /// Binds `addr` and serves until the future is dropped.
@@ -127,7 +129,10 @@ impl fmt::Display for AdminError {
                 "{addr} is no loopback address; bind 127.0.0.1 or call allow_remote if whoever reaches it may read all"
             ),
             Self::Bind(addr, error) => {
-                write!(f, "cannot bind {addr}: {error}; choose another port, or 0 for any free one")
+                write!(
+                    f,
+                    "cannot bind {addr}: {error}; choose another port, or 0 for any free one"
+                )
             }
         }
     }

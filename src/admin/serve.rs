@@ -78,7 +78,10 @@ async fn serve(stream: TcpStream, service: AdminService) {
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = pin!(connection);
     // How a connection broke is of no interest to anybody here.
-    if tokio::time::timeout(LIFETIME, connection.as_mut()).await.is_err() {
+    if tokio::time::timeout(LIFETIME, connection.as_mut())
+        .await
+        .is_err()
+    {
         connection.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(GRACE, connection).await;
     }

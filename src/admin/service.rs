@@ -22,12 +22,20 @@ impl AdminService {
     fn answer<B>(&self, req: &Request<B>) -> Response<Full<Bytes>> {
         let Some(page) = PAGES.iter().find(|page| page.path == req.uri().path()) else {
             let known: Vec<_> = PAGES.iter().map(|page| page.path).collect();
-            let message = format!("there is no such path here; there are {}\n", known.join(", "));
+            let message = format!(
+                "there is no such path here; there are {}\n",
+                known.join(", ")
+            );
             return with_status(StatusCode::NOT_FOUND, message);
         };
         if !matches!(*req.method(), Method::GET | Method::HEAD) {
-            let mut refused = with_status(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here\n");
-            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let mut refused = with_status(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and HEAD are answered here\n",
+            );
+            refused
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
         (page.answer)(&self.0, req.headers())

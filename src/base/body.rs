@@ -98,15 +98,7 @@ pin_project! {
     pub struct ObservedFuture<F, O: Observe> {
         #[pin]
         inner: F,
-        observer: Option<O>,
-    }
-
-    impl<F, O: Observe> PinnedDrop for ObservedFuture<F, O> {
-        fn drop(this: Pin<&mut Self>) {
-            if let Some(observer) = this.project().observer.take() {
-                observer.end(End::<Infallible>::Dropped);
-            }
-        }
+        observer: Guard<O>,
     }
 }
 
@@ -116,20 +108,31 @@ pin_project! {
     pub struct ObservedBody<B: Body, O: Observe> {
         #[pin]
         inner: B,
-        observer: Option<O>,
+        observer: Guard<O>,
     }
 
     impl<B: Body, O: Observe> PinnedDrop for ObservedBody<B, O> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if let Some(observer) = this.observer.take() {
-                // A panic in the consumer is no time to ask the inner body anything.
-                if !std::thread::panicking() && this.inner.is_end_stream() {
+            // A panic in the consumer is no time to ask the inner body anything; the guard sees to the rest.
+            if this.observer.0.is_some() && !std::thread::panicking() && this.inner.is_end_stream() {
+                if let Some(observer) = this.observer.0.take() {
                     observer.end(End::<Infallible>::Complete);
-                } else {
-                    observer.end(End::<Infallible>::Dropped);
                 }
             }
+        }
+    }
+}
+
+/// Holds an observer until its end; dropped with it, it is the end.
+#[derive(Debug)]
+struct Guard<O: Observe>(Option<O>);
+
+impl<O: Observe> Drop for Guard<O> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(observer) = self.0.take() {
+            observer.end(End::<Infallible>::Dropped);
         }
     }
 }
@@ -142,18 +145,17 @@ impl<F, O: Observe> ObservedFuture<F, O> {
     pub fn observed(inner: F, observer: O) -> Self {
         Self {
             inner,
-            observer: Some(observer),
+            observer: Guard(Some(observer)),
         }
     }
 
     /// Follows the future that `inner` makes. When making it panics, `observer` sees a drop.
     #[inline]
     pub fn start(observer: O, inner: impl FnOnce() -> F) -> Self {
-        let guard = Guard(Some(observer));
-        let inner = inner();
+        let observer = Guard(Some(observer));
         Self {
-            inner,
-            observer: guard.disarm(),
+            inner: inner(),
+            observer,
         }
     }
 
@@ -161,25 +163,7 @@ impl<F, O: Observe> ObservedFuture<F, O> {
     pub fn passed(inner: F) -> Self {
         Self {
             inner,
-            observer: None,
-        }
-    }
-}
-
-/// Holds an observer while foreign code runs.
-struct Guard<O: Observe>(Option<O>);
-
-impl<O: Observe> Guard<O> {
-    #[inline]
-    fn disarm(mut self) -> Option<O> {
-        self.0.take()
-    }
-}
-
-impl<O: Observe> Drop for Guard<O> {
-    fn drop(&mut self) {
-        if let Some(observer) = self.0.take() {
-            observer.end(End::<Infallible>::Dropped);
+            observer: Guard(None),
         }
     }
 }
@@ -197,7 +181,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
-        let Some(mut observer) = this.observer.take() else {
+        let Some(mut observer) = this.observer.0.take() else {
             return Poll::Ready(result.map(|response| response.map(ObservedBody::passed)));
         };
         Poll::Ready(match result {
@@ -229,7 +213,7 @@ impl<B: Body, O: Observe> ObservedBody<B, O> {
     pub fn observed(inner: B, observer: O) -> Self {
         Self {
             inner,
-            observer: Some(observer),
+            observer: Guard(Some(observer)),
         }
     }
 
@@ -237,7 +221,7 @@ impl<B: Body, O: Observe> ObservedBody<B, O> {
     pub fn passed(inner: B) -> Self {
         Self {
             inner,
-            observer: None,
+            observer: Guard(None),
         }
     }
 
@@ -262,7 +246,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
-        let Some(observer) = this.observer else {
+        let Some(observer) = &mut this.observer.0 else {
             return this.inner.poll_frame(cx);
         };
         observer.asked();
@@ -288,7 +272,7 @@ where
             Poll::Ready(Some(Err(error))) => End::Error(error),
             Poll::Ready(None) => End::Complete,
         };
-        if let Some(observer) = this.observer.take() {
+        if let Some(observer) = this.observer.0.take() {
             observer.end(end);
         }
         polled

@@ -17,9 +17,10 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::{Extensions, HeaderName, HeaderValue};
 
 use super::clock::Instant;
+use super::header;
 
 /// The header in which a gRPC client says how long it will wait.
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -46,9 +47,20 @@ impl Deadline {
     /// A malformed `grpc-timeout` counts as absent.
     #[inline]
     pub fn of<B>(req: &http::Request<B>, now: Instant, fixed: Option<Duration>) -> Option<Self> {
-        let carried = req.extensions().get::<Self>().copied();
-        let asked = req.headers().get(&GRPC_TIMEOUT).and_then(grpc_timeout);
-        let granted = match (asked, fixed) {
+        let [asked] = header::find(req.headers(), ["grpc-timeout"]);
+        Self::asked(req.extensions(), asked, now, fixed)
+    }
+
+    /// As [`of`](Self::of), with the header at hand.
+    #[inline]
+    pub(crate) fn asked(
+        extensions: &Extensions,
+        header: Option<&HeaderValue>,
+        now: Instant,
+        fixed: Option<Duration>,
+    ) -> Option<Self> {
+        let carried = extensions.get::<Self>().copied();
+        let granted = match (header.and_then(grpc_timeout), fixed) {
             (Some(asked), Some(fixed)) => Some(asked.min(fixed)),
             (asked, fixed) => asked.or(fixed),
         };

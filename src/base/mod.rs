@@ -5,6 +5,7 @@ pub mod deadline;
 pub(crate) mod error;
 #[cfg(feature = "metrics")]
 pub(crate) mod flow;
+pub(crate) mod header;
 #[cfg(feature = "metrics")]
 pub mod inspect;
 #[cfg(feature = "metrics")]

@@ -1,8 +1,8 @@
 //! Tier 2: one folder for each layer. None imports another; what two of them need lives in `base`.
 
+#[cfg(feature = "connection")]
+pub mod connection;
 #[cfg(feature = "grpc")]
 pub mod grpc;
 #[cfg(feature = "timing")]
 pub mod timing;
-#[cfg(feature = "connection")]
-pub mod connection;

@@ -8,7 +8,8 @@ pub(super) const PAGE: Page = Page {
     answer: |flow, _| {
         let mut list = format!("{}\n\n", flow.name());
         for page in PAGES {
-            writeln!(list, "{:<16}{}", page.path, page.says).expect("a String takes all that is written");
+            writeln!(list, "{:<16}{}", page.path, page.says)
+                .expect("a String takes all that is written");
         }
         text(list)
     },

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tower_http::classify::GrpcCode;
 
 use crate::base::error::{BoxError, Reason, Rejection, chain};
+use crate::base::header;
 
 /// The header or trailer that carries a call's status.
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -138,9 +139,8 @@ impl Code {
     /// The status in these headers or trailers; `None` when they carry none.
     #[inline]
     pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        headers
-            .get(&GRPC_STATUS)
-            .map(|value| Self::from_bytes(value.as_bytes()))
+        let [status] = header::find(headers, ["grpc-status"]);
+        status.map(|value| Self::from_bytes(value.as_bytes()))
     }
 
     /// What an answer without any `grpc-status` means, by its HTTP status.

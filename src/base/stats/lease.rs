@@ -10,36 +10,56 @@
 //! - A lease always holds one strong count of its own; the `Option` is empty only inside `drop`.
 //! - Spares are found by the address of what they share. A spare keeps its allocation alive, so an address cannot
 //!   come to mean something else.
-//! - What a spare drops may run foreign code, so it is dropped outside the borrow of the spares.
+//! - What a dropped spare takes with it may run foreign code, so it goes outside the borrow of the spares.
 //!
 //! A thread keeps at most [`SPARES`] of them, the oldest goes first: state may outlive its last lease until the
 //! threads that used it end or lease something else.
 
-use std::any::Any;
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::thread::LocalKey;
 
-/// How many spare pointers a thread keeps.
-const SPARES: usize = 128;
+/// How many spare pointers of a kind a thread keeps.
+const SPARES: usize = 64;
 
 /// A shared pointer that is cheap to clone and to drop on many threads at once.
 #[derive(Debug)]
-pub struct Lease<T: Send + Sync + 'static>(Option<Arc<T>>);
+pub struct Lease<T: Leased>(Option<Arc<T>>);
 
-type Spare = (usize, Arc<dyn Any + Send + Sync>);
+/// The pointers of one kind a thread has put aside.
+pub type Spares<T> = RefCell<Vec<Arc<T>>>;
 
-thread_local! {
-    static PUT_ASIDE: RefCell<VecDeque<Spare>> = const { RefCell::new(VecDeque::new()) };
+/// What can be leased: a type with a place in every thread for its spare pointers. See [`leased`](crate::leased).
+pub trait Leased: Send + Sync + Sized + 'static {
+    /// The thread's spares.
+    fn spares() -> &'static LocalKey<Spares<Self>>;
 }
 
-impl<T: Send + Sync> Lease<T> {
+/// Implements [`Leased`](crate::stats::Leased) for a type.
+#[macro_export]
+macro_rules! leased {
+    ($type:ty) => {
+        impl $crate::stats::Leased for $type {
+            #[inline]
+            fn spares() -> &'static ::std::thread::LocalKey<$crate::stats::Spares<Self>> {
+                ::std::thread_local! {
+                    static SPARES: $crate::stats::Spares<$type> =
+                        const { ::std::cell::RefCell::new(::std::vec::Vec::new()) };
+                }
+                &SPARES
+            }
+        }
+    };
+}
+
+impl<T: Leased> Lease<T> {
     /// Shares `value`.
     pub fn new(value: Arc<T>) -> Self {
         Self(Some(value))
     }
 
+    #[inline]
     fn shared(&self) -> &Arc<T> {
         self.0
             .as_ref()
@@ -47,25 +67,53 @@ impl<T: Send + Sync> Lease<T> {
     }
 }
 
-impl<T: Send + Sync> Clone for Lease<T> {
+impl<T: Leased> Clone for Lease<T> {
     #[inline]
     fn clone(&self) -> Self {
         let shared = self.shared();
-        let spare = take(Arc::as_ptr(shared).addr()).and_then(|spare| spare.downcast().ok());
-        Self(Some(spare.unwrap_or_else(|| shared.clone())))
+        // An error while the thread ends; then there are no spares.
+        let spare = T::spares().try_with(|spares| {
+            let mut spares = spares.borrow_mut();
+            // The last one put aside is most often the one wanted.
+            match spares.last() {
+                Some(last) if Arc::ptr_eq(last, shared) => spares.pop(),
+                _ => search(&mut spares, shared),
+            }
+        });
+        Self(Some(spare.ok().flatten().unwrap_or_else(|| shared.clone())))
     }
 }
 
-impl<T: Send + Sync> Drop for Lease<T> {
+#[cold]
+fn search<T>(spares: &mut Vec<Arc<T>>, wanted: &Arc<T>) -> Option<Arc<T>> {
+    let place = spares
+        .iter()
+        .rposition(|spare| Arc::ptr_eq(spare, wanted))?;
+    Some(spares.swap_remove(place))
+}
+
+impl<T: Leased> Drop for Lease<T> {
     #[inline]
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
-            put(Arc::as_ptr(&shared).addr(), shared);
+            let mut shared = Some(shared);
+            let _ = T::spares().try_with(|spares| {
+                let mut spares = spares.borrow_mut();
+                if spares.len() < SPARES {
+                    spares.extend(shared.take());
+                } else {
+                    // Full, most likely of pointers nobody asks for any more: the oldest goes.
+                    let oldest = spares.swap_remove(0);
+                    spares.extend(shared.replace(oldest));
+                }
+            });
+            // Dropped outside the borrow, and here too while the thread ends.
+            drop(shared);
         }
     }
 }
 
-impl<T: Send + Sync> Deref for Lease<T> {
+impl<T: Leased> Deref for Lease<T> {
     type Target = T;
 
     #[inline]
@@ -74,36 +122,13 @@ impl<T: Send + Sync> Deref for Lease<T> {
     }
 }
 
-#[inline]
-fn take(address: usize) -> Option<Arc<dyn Any + Send + Sync>> {
-    PUT_ASIDE
-        .try_with(|spares| {
-            let mut spares = spares.borrow_mut();
-            // The last one put aside is most often the one wanted.
-            let index = spares.iter().rposition(|spare| spare.0 == address)?;
-            spares.swap_remove_back(index).map(|spare| spare.1)
-        })
-        .ok()
-        .flatten()
-}
-
-#[inline]
-fn put(address: usize, shared: Arc<dyn Any + Send + Sync>) {
-    // `None` while the thread ends: then the pointer is simply dropped.
-    let oldest = PUT_ASIDE.try_with(|spares| {
-        let mut spares = spares.borrow_mut();
-        let oldest = (spares.len() == SPARES)
-            .then(|| spares.pop_front())
-            .flatten();
-        spares.push_back((address, shared));
-        oldest
-    });
-    drop(oldest);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    leased!(u32);
+    leased!(usize);
+    leased!(Nested);
 
     #[test]
     fn a_steady_state_writes_no_counter() {
@@ -121,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_ends_gives_everything_back() {
-        let shared = Arc::new(());
+        let shared = Arc::new(7u32);
         let lease = Lease::new(shared.clone());
         std::thread::spawn(move || {
             let many: Vec<_> = (0..1_000).map(|_| lease.clone()).collect();
@@ -141,23 +166,26 @@ mod tests {
                 drop(lease.clone());
                 assert_eq!(*lease.clone(), n);
             }
-            assert_eq!(PUT_ASIDE.with_borrow(VecDeque::len), SPARES);
+            assert_eq!(usize::spares().with_borrow(Vec::len), SPARES);
         })
         .join()
         .unwrap();
     }
 
+    #[derive(Debug)]
+    struct Nested(Option<Lease<Nested>>);
+
+    impl Drop for Nested {
+        fn drop(&mut self) {
+            drop(self.0.clone());
+        }
+    }
+
     #[test]
     fn a_value_that_leases_in_its_drop_is_fine() {
-        struct Nested(#[allow(dead_code)] Option<Lease<u8>>);
-        impl Drop for Nested {
-            fn drop(&mut self) {
-                drop(self.0.clone());
-            }
-        }
         std::thread::spawn(|| {
-            let inner = Lease::new(Arc::new(1u8));
-            for _ in 0..2 * SPARES {
+            let inner = Lease::new(Arc::new(Nested(None)));
+            for _ in 0..4 * SPARES {
                 drop(Lease::new(Arc::new(Nested(Some(inner.clone())))));
             }
         })

@@ -27,7 +27,7 @@ pub use ewma::Ewma;
 pub use exponential::{Counts, Exponential};
 #[cfg(feature = "timing")]
 pub(crate) use hdr::interval_log;
-pub use lease::Lease;
+pub use lease::{Lease, Leased, Spares};
 pub use names::Names;
 pub use quantiles::Quantiles;
 pub use stopwatch::{Phases, Stopwatch};

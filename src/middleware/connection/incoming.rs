@@ -63,7 +63,9 @@ impl<IO: tonic::transport::server::Connected> Peer for IO {
         use tonic::transport::server::TcpConnectInfo;
         let info = self.connect_info();
         let tcp = (&info as &dyn Any).downcast_ref::<TcpConnectInfo>();
-        tcp.and_then(TcpConnectInfo::remote_addr).map(|peer| peer.to_string()).unwrap_or_default()
+        tcp.and_then(TcpConnectInfo::remote_addr)
+            .map(|peer| peer.to_string())
+            .unwrap_or_default()
     }
 }
 

@@ -43,7 +43,11 @@ fn count(polled: &Poll<io::Result<usize>>, note: impl FnOnce(u64)) {
 }
 
 impl<IO: AsyncRead> AsyncRead for Tracked<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.project();
         let before = buf.filled().len();
         let polled = this.inner.poll_read(cx, buf);
@@ -56,7 +60,11 @@ impl<IO: AsyncRead> AsyncRead for Tracked<IO> {
 }
 
 impl<IO: AsyncWrite> AsyncWrite for Tracked<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.project();
         let polled = this.inner.poll_write(cx, buf);
         count(&polled, |bytes| this.open.connection.written(bytes));
@@ -97,7 +105,11 @@ mod hyper_io {
     use super::*;
 
     impl<IO: Read> Read for Tracked<IO> {
-        fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            mut buf: ReadBufCursor<'_>,
+        ) -> Poll<io::Result<()>> {
             let this = self.project();
             // Only unsafe code can tell how far somebody else moved a cursor, so the bytes are read beside it and
             // copied. They are copied again and again on their way; this once costs nothing next to the system call.
@@ -115,7 +127,11 @@ mod hyper_io {
     }
 
     impl<IO: Write> Write for Tracked<IO> {
-        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
             let this = self.project();
             let polled = this.inner.poll_write(cx, buf);
             count(&polled, |bytes| this.open.connection.written(bytes));
@@ -195,7 +211,9 @@ mod tonic_io {
 
     impl fmt::Debug for ConnectInfo {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.debug_struct("ConnectInfo").field("connection", &self.connection).finish_non_exhaustive()
+            f.debug_struct("ConnectInfo")
+                .field("connection", &self.connection)
+                .finish_non_exhaustive()
         }
     }
 }

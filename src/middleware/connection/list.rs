@@ -110,7 +110,9 @@ impl Connections {
 
     fn new(name: String, side: &'static str) -> Self {
         // The buckets OpenTelemetry recommends for http.client.connection.duration, and an hour.
-        let bounds = Bounds::seconds([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 3600.0]);
+        let bounds = Bounds::seconds([
+            0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 3600.0,
+        ]);
         Self {
             otel: false,
             shared: Arc::new(Shared {
@@ -186,7 +188,12 @@ impl Connections {
             bytes_read: totals.read,
             bytes_written: totals.written,
             streams: totals.streams,
-            connections: inner.open.values().take(LISTED).map(ConnectionSnapshot::of).collect(),
+            connections: inner
+                .open
+                .values()
+                .take(LISTED)
+                .map(ConnectionSnapshot::of)
+                .collect(),
         }
     }
 }
@@ -236,23 +243,69 @@ impl Inspect for Connections {
         let inner = self.shared.lock();
         let totals = inner.totals();
         let open = inner.open.len() as u64;
-        let labels = || Labels::new().with("name", self.shared.name.clone()).with("side", self.shared.side);
+        let labels = || {
+            Labels::new()
+                .with("name", self.shared.name.clone())
+                .with("side", self.shared.side)
+        };
         let mut push = |kind, name: &'static str, help, labels, value| {
             families.family(kind, name, help).push(labels, value);
         };
         use Kind::{Counter, Gauge};
-        push(Counter, "tower_flow_connections_opened", "Connections opened", labels(), inner.opened);
-        push(Counter, "tower_flow_connections_closed", "Connections closed", labels(), inner.closed.count);
-        push(Counter, "tower_flow_connections_failed", "Accepts or dials that failed", labels(), inner.failed);
-        push(Gauge, "tower_flow_connections_open", "Connections open", labels(), open);
-        push(Counter, "tower_flow_connections_streams", "Streams started on connections", labels(), totals.streams);
+        push(
+            Counter,
+            "tower_flow_connections_opened",
+            "Connections opened",
+            labels(),
+            inner.opened,
+        );
+        push(
+            Counter,
+            "tower_flow_connections_closed",
+            "Connections closed",
+            labels(),
+            inner.closed.count,
+        );
+        push(
+            Counter,
+            "tower_flow_connections_failed",
+            "Accepts or dials that failed",
+            labels(),
+            inner.failed,
+        );
+        push(
+            Gauge,
+            "tower_flow_connections_open",
+            "Connections open",
+            labels(),
+            open,
+        );
+        push(
+            Counter,
+            "tower_flow_connections_streams",
+            "Streams started on connections",
+            labels(),
+            totals.streams,
+        );
         for (direction, bytes) in [("read", totals.read), ("written", totals.written)] {
             let labels = labels().with("direction", direction);
-            push(Counter, "tower_flow_connections_bytes", "Bytes on connections", labels, bytes);
+            push(
+                Counter,
+                "tower_flow_connections_bytes",
+                "Bytes on connections",
+                labels,
+                bytes,
+            );
         }
         if self.otel {
             let target = || Labels::new().with("grpc_target", self.shared.name.clone());
-            push(Counter, "grpc_subchannel_disconnections", "Number of disconnections", target(), inner.closed.count);
+            push(
+                Counter,
+                "grpc_subchannel_disconnections",
+                "Number of disconnections",
+                target(),
+                inner.closed.count,
+            );
             push(
                 Counter,
                 "grpc_subchannel_connection_attempts_succeeded",
@@ -267,11 +320,25 @@ impl Inspect for Connections {
                 target(),
                 inner.failed,
             );
-            push(Gauge, "grpc_subchannel_open_connections", "Number of open connections", target(), open);
+            push(
+                Gauge,
+                "grpc_subchannel_open_connections",
+                "Number of open connections",
+                target(),
+                open,
+            );
         }
-        let ages = Histogram::new(&self.shared.bounds, inner.ages.clone(), inner.age_sum.as_secs_f64());
+        let ages = Histogram::new(
+            &self.shared.bounds,
+            inner.ages.clone(),
+            inner.age_sum.as_secs_f64(),
+        );
         families
-            .family(Kind::Histogram, "tower_flow_connections_age_seconds", "How old connections became")
+            .family(
+                Kind::Histogram,
+                "tower_flow_connections_age_seconds",
+                "How old connections became",
+            )
             .push(labels(), ages);
     }
 }
@@ -322,7 +389,9 @@ impl Drop for Open {
 impl Inner {
     fn totals(&self) -> Totals {
         let mut totals = self.closed;
-        self.open.values().for_each(|connection| totals.add(connection));
+        self.open
+            .values()
+            .for_each(|connection| totals.add(connection));
         totals
     }
 }

@@ -7,7 +7,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::facts::Connection;
-use crate::base::body::{End, ObservedBody, ObservedFuture, Observe};
+use crate::base::body::{End, Observe, ObservedBody, ObservedFuture};
 
 /// Counts requests on the connections they travel on; made by [`Connections::streams`](super::Connections::streams).
 #[derive(Debug, Clone, Copy)]

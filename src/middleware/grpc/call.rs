@@ -18,12 +18,13 @@ use std::time::Duration;
 use bytes::Buf;
 use http::StatusCode;
 
-use super::method::Direction;
+use super::method::{Direction, Method};
 use super::scanner::{Framing, Scanner};
 use super::state::{Place, Side, State};
 use crate::base::body::{End, Observe};
 use crate::base::clock::{self, Instant};
 use crate::base::deadline::Deadline;
+use crate::base::header;
 use crate::base::metrics::{Exemplar, Labels};
 use crate::base::outcome::Code;
 use crate::base::stats::{Lease, Stopwatch};
@@ -35,14 +36,11 @@ const SLACK: Duration = Duration::from_millis(1);
 pub struct Call {
     state: Lease<State>,
     place: Place,
-    /// The path to admit if the call turns out to be of a method that exists.
-    learn: Option<Box<str>>,
     started: Instant,
     deadline: Option<Deadline>,
     head: Option<Code>,
     status: Option<StatusCode>,
     scanner: Option<Scanner>,
-    watch: Option<Stopwatch>,
     extra: Option<Box<Extra>>,
 }
 
@@ -54,8 +52,12 @@ pub struct Messages {
     sizes: Option<Sizes>,
 }
 
-/// What only some layers ask for.
+/// What only some calls need, kept apart so that the others are small to move.
+#[derive(Default)]
 struct Extra {
+    /// The path to admit if the call turns out to be of a method that exists.
+    learn: Option<Box<str>>,
+    watch: Option<Stopwatch>,
     sizes: Option<Sizes>,
     received: u64,
     trace_id: Option<String>,
@@ -73,42 +75,23 @@ impl Call {
         state: &Lease<State>,
         req: &http::Request<B>,
     ) -> Option<(Self, Messages)> {
-        let framing = Framing::of(req.headers())?;
-        let options = &state.options;
-        let path = req.uri().path();
-        let (mut place, mut learn) = (state.find(path), None);
-        if place.is_none() {
-            if options.side == Side::Client && is_generated(req) {
-                place = state.learnable(path).and_then(|path| state.admit(&path));
-            } else {
-                learn = state.learnable(path);
-            }
-        }
+        let [kind, timeout] = header::find(req.headers(), ["content-type", "grpc-timeout"]);
+        let framing = Framing::of(kind)?;
         let started = clock::now();
-        let sizes = options.sizes.then(Sizes::default);
-        let trace_id = options
-            .trace_id
-            .as_ref()
-            .and_then(|of| of(req.headers(), req.extensions()));
-        let extra = (sizes.is_some() || trace_id.is_some()).then(|| {
-            Box::new(Extra {
-                sizes: sizes.clone(),
-                received: 0,
-                trace_id,
-            })
-        });
+        let options = &state.options;
+        let mut place = state.find(req.uri().path());
+        let extra = Extra::of(state, &mut place, started, req);
         let call = Self {
             state: state.clone(),
             place,
-            learn,
             started,
-            deadline: Deadline::of(req, started, options.timeout),
+            deadline: Deadline::asked(req.extensions(), timeout, started, options.timeout),
             head: None,
             status: None,
             scanner: None,
-            watch: options.detail.phases.then(|| Stopwatch::start(started)),
             extra,
         };
+        let sizes = call.extra.as_ref().and_then(|extra| extra.sizes.clone());
         let messages = Messages {
             state: state.clone(),
             place,
@@ -117,6 +100,10 @@ impl Call {
         };
         state.method(place).start();
         Some((call, messages))
+    }
+
+    fn watch(&mut self) -> Option<&mut Stopwatch> {
+        self.extra.as_mut()?.watch.as_mut()
     }
 
     fn code<E: 'static>(&self, now: Instant, end: &End<'_, E>) -> Code {
@@ -153,20 +140,21 @@ impl Call {
 impl Observe for Call {
     #[inline]
     fn head<B>(&mut self, response: &http::Response<B>) {
-        self.head = Code::from_headers(response.headers());
+        let [kind, status] = header::find(response.headers(), ["content-type", "grpc-status"]);
+        self.head = status.map(|status| Code::from_bytes(status.as_bytes()));
         self.status = Some(response.status());
-        self.scanner = Framing::of(response.headers()).map(Scanner::new);
+        self.scanner = Framing::of(kind).map(Scanner::new);
     }
 
     fn pending(&mut self) {
-        if let Some(watch) = &mut self.watch {
+        if let Some(watch) = self.watch() {
             watch.pending(clock::now);
         }
     }
 
     #[inline]
     fn data<D: Buf>(&mut self, data: &D) {
-        if let Some(watch) = &mut self.watch {
+        if let Some(watch) = self.watch() {
             if watch.awaits_first() {
                 watch.first(clock::now());
             }
@@ -189,39 +177,80 @@ impl Observe for Call {
         let code = self.code(now, &end);
         let took = now.saturating_duration_since(self.started);
         let method = self.state.method(self.place);
-        if let Some(watch) = self.watch {
-            method.end_phases(&watch.stop(now));
-        }
         if let Some(scanner) = &self.scanner {
             flaws(method, scanner, &end);
         }
-        if self.state.options.otel {
-            let sizes = self.extra.as_ref().and_then(|extra| {
-                let request = extra.sizes.as_ref()?.load(Ordering::Relaxed);
-                Some([request, extra.received])
-            });
-            method.end_per_status(code, took, sizes);
+        if let Some(extra) = self.extra {
+            let exists = code != Code::Unimplemented && !matches!(end, End::Dropped);
+            extra.end(&self.state, method, now, code, took, exists);
         }
-        if let Some(trace_id) = self.extra.and_then(|extra| extra.trace_id) {
+        method.end(code, took);
+    }
+}
+
+// ===== impl Extra =====
+
+impl Extra {
+    #[inline]
+    fn of<B>(
+        state: &State,
+        place: &mut Place,
+        now: Instant,
+        req: &http::Request<B>,
+    ) -> Option<Box<Self>> {
+        let options = &state.options;
+        let plain =
+            !options.sizes && !options.otel && !options.detail.phases && options.trace_id.is_none();
+        if plain && place.is_some() {
+            return None;
+        }
+        let learn = match place {
+            Some(_) => None,
+            None => state.learnable(req.uri().path()),
+        };
+        if options.side == Side::Client && is_generated(req) {
+            *place = place.or_else(|| state.admit(learn.as_ref()?));
+        }
+        let trace_id = options.trace_id.as_ref();
+        Some(Box::new(Self {
+            learn,
+            watch: options.detail.phases.then(|| Stopwatch::start(now)),
+            sizes: options.sizes.then(Sizes::default),
+            received: 0,
+            trace_id: trace_id.and_then(|of| of(req.headers(), req.extensions())),
+        }))
+    }
+
+    fn end(
+        self,
+        state: &State,
+        method: &Method,
+        now: Instant,
+        code: Code,
+        took: Duration,
+        exists: bool,
+    ) {
+        if let Some(watch) = self.watch {
+            method.end_phases(&watch.stop(now));
+        }
+        let sizes = self
+            .sizes
+            .map(|request| [request.load(Ordering::Relaxed), self.received]);
+        method.end_per_status(code, took, sizes);
+        if let Some(trace_id) = self.trace_id {
             let labels = Labels::new().with("trace_id", trace_id);
             if let Some(exemplar) = Exemplar::new(labels, took.as_secs_f64()) {
                 method.exemplify(took, exemplar);
             }
         }
-        method.end(code, took);
-        if let (Some(path), true) = (self.learn, exists(code, &end)) {
-            self.state.admit(&path);
+        if let (Some(path), true) = (self.learn, exists) {
+            state.admit(&path);
         }
     }
 }
 
-/// Whether a call that ended so was of a method somebody serves.
-fn exists<E>(code: Code, end: &End<'_, E>) -> bool {
-    code != Code::Unimplemented && !matches!(end, End::Dropped)
-}
-
 #[inline]
-fn flaws<E>(method: &super::method::Method, scanner: &Scanner, end: &End<'_, E>) {
+fn flaws<E>(method: &Method, scanner: &Scanner, end: &End<'_, E>) {
     if scanner.is_truncated() && !matches!(end, End::Dropped) {
         method.truncated();
     }

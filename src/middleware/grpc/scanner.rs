@@ -12,6 +12,7 @@
 use std::io::IoSlice;
 
 use bytes::Buf;
+use http::HeaderValue;
 
 use crate::base::outcome::{Code, GRPC_STATUS};
 
@@ -43,15 +44,21 @@ pub(super) struct Tally {
 /// Reads one direction of one call.
 #[derive(Debug)]
 pub(super) struct Scanner {
-    framing: Framing,
     header: [u8; 5],
     have: u8,
+    blind: bool,
     left: u32,
+    web: Option<Box<Web>>,
+}
+
+/// What only gRPC-Web needs.
+#[derive(Debug, Default)]
+struct Web {
+    text: bool,
+    base64: Base64,
     /// The payload that passes is a block of trailers.
     trailers: Option<Vec<u8>>,
     status: Option<Code>,
-    base64: Base64,
-    blind: bool,
 }
 
 #[derive(Debug, Default)]
@@ -65,9 +72,8 @@ struct Base64 {
 impl Framing {
     /// The framing of a body with this content type; `None` when it is not gRPC at all.
     #[inline]
-    pub(super) fn of(headers: &http::HeaderMap) -> Option<Self> {
-        let kind = headers.get(http::header::CONTENT_TYPE)?.as_bytes();
-        let rest = kind.strip_prefix(b"application/grpc")?;
+    pub(super) fn of(kind: Option<&HeaderValue>) -> Option<Self> {
+        let rest = kind?.as_bytes().strip_prefix(b"application/grpc")?;
         match rest.strip_prefix(b"-web") {
             None => matches!(rest.first(), None | Some(b'+' | b';' | b' ')).then_some(Self::Plain),
             Some(rest) if rest.starts_with(b"-text") => Some(Self::WebText),
@@ -82,20 +88,45 @@ impl Scanner {
     #[inline]
     pub(super) fn new(framing: Framing) -> Self {
         Self {
-            framing,
             header: [0; 5],
             have: 0,
-            left: 0,
-            trailers: None,
-            status: None,
-            base64: Base64::default(),
             blind: false,
+            left: 0,
+            web: match framing {
+                Framing::Plain => None,
+                Framing::Web | Framing::WebText => Some(Box::new(Web {
+                    text: framing == Framing::WebText,
+                    ..Web::default()
+                })),
+            },
         }
     }
 
     /// Looks at a frame without taking anything from it.
     #[inline]
     pub(super) fn scan<D: Buf>(&mut self, data: &D) -> Tally {
+        let first = data.chunk();
+        if let ([flag, a, b, c, d, payload @ ..], true) = (first, self.is_between()) {
+            // Exactly one message in a frame of its own: what nearly every unary call sends.
+            let length = u32::from_be_bytes([*a, *b, *c, *d]);
+            if payload.len() == length as usize && first.len() == data.remaining() {
+                return Tally {
+                    messages: 1,
+                    bytes: u64::from(length),
+                    compressed: u64::from(flag & 1),
+                };
+            }
+        }
+        self.any(data)
+    }
+
+    /// Whether the next byte begins a message of a plain body.
+    #[inline]
+    fn is_between(&self) -> bool {
+        self.left == 0 && self.have == 0 && !self.blind && self.web.is_none()
+    }
+
+    fn any<D: Buf>(&mut self, data: &D) -> Tally {
         let mut tally = Tally::default();
         let first = data.chunk();
         if first.len() == data.remaining() {
@@ -108,7 +139,7 @@ impl Scanner {
 
     /// The status in the trailers a gRPC-Web body ended with.
     pub(super) fn status(&self) -> Option<Code> {
-        self.status
+        self.web.as_ref()?.status
     }
 
     /// Whether the body ended within a message.
@@ -147,10 +178,9 @@ impl Scanner {
         if self.blind {
             return;
         }
-        if self.framing == Framing::WebText {
-            self.base64(bytes, tally);
-        } else {
-            self.plain(bytes, tally);
+        match &self.web {
+            Some(web) if web.text => self.base64(bytes, tally),
+            _ => self.plain(bytes, tally),
         }
     }
 
@@ -172,8 +202,8 @@ impl Scanner {
                 }
                 let [flag, length @ ..] = self.header;
                 self.left = u32::from_be_bytes(length);
-                if self.framing != Framing::Plain && flag & 0x80 != 0 {
-                    self.trailers = Some(Vec::new());
+                if let (Some(web), true) = (&mut self.web, flag & 0x80 != 0) {
+                    web.trailers = Some(Vec::new());
                 }
             }
             let take = bytes.len().min(self.left as usize);
@@ -186,8 +216,10 @@ impl Scanner {
 
     #[inline]
     fn payload(&mut self, payload: &[u8], tally: &mut Tally) {
-        if self.trailers.is_some() {
-            return self.trailer(payload);
+        if let Some(web) = &mut self.web {
+            if web.trailer(payload, self.left == 0) {
+                return;
+            }
         }
         tally.bytes += payload.len() as u64;
         if self.left == 0 {
@@ -197,31 +229,37 @@ impl Scanner {
     }
 
     #[cold]
-    fn trailer(&mut self, payload: &[u8]) {
-        let Some(block) = &mut self.trailers else {
-            return;
-        };
-        let room = LONGEST_TRAILERS - block.len();
-        block.extend_from_slice(&payload[..payload.len().min(room)]);
-        if self.left == 0 {
-            self.status = status_in(block);
-            self.trailers = None;
-        }
-    }
-
-    #[cold]
     fn base64(&mut self, text: &[u8], tally: &mut Tally) {
         let mut decoded = [0; 512];
         for text in text.chunks(512) {
             let mut length = 0;
-            for char in text {
-                if let Some(byte) = self.base64.push(*char) {
-                    decoded[length] = byte;
-                    length += 1;
-                }
+            let bytes = text
+                .iter()
+                .filter_map(|char| self.web.as_mut()?.base64.push(*char));
+            for (byte, place) in bytes.zip(&mut decoded) {
+                *place = byte;
+                length += 1;
             }
             self.plain(&decoded[..length], tally);
         }
+    }
+}
+
+// ===== impl Web =====
+
+impl Web {
+    /// Takes a piece of a block of trailers; `false` when a message is passing.
+    fn trailer(&mut self, payload: &[u8], last: bool) -> bool {
+        let Some(block) = &mut self.trailers else {
+            return false;
+        };
+        let room = LONGEST_TRAILERS - block.len();
+        block.extend_from_slice(&payload[..payload.len().min(room)]);
+        if last {
+            self.status = status_in(block);
+            self.trailers = None;
+        }
+        true
     }
 }
 
@@ -468,14 +506,7 @@ mod tests {
 
     #[test]
     fn content_types_tell_the_framing() {
-        let of = |kind: &'static str| {
-            let mut headers = http::HeaderMap::new();
-            headers.insert(
-                http::header::CONTENT_TYPE,
-                http::HeaderValue::from_static(kind),
-            );
-            Framing::of(&headers)
-        };
+        let of = |kind: &'static str| Framing::of(Some(&HeaderValue::from_static(kind)));
         assert_eq!(of("application/grpc"), Some(Framing::Plain));
         assert_eq!(of("application/grpc+proto"), Some(Framing::Plain));
         assert_eq!(of("application/grpc; charset=utf-8"), Some(Framing::Plain));
@@ -486,6 +517,6 @@ mod tests {
         );
         assert_eq!(of("application/grpcfoo"), None);
         assert_eq!(of("text/html"), None);
-        assert_eq!(Framing::of(&http::HeaderMap::new()), None);
+        assert_eq!(Framing::of(None), None);
     }
 }

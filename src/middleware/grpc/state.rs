@@ -49,6 +49,8 @@ pub(super) struct State {
 /// Which [`Method`] a call is billed to: `None` is `other`.
 pub(super) type Place = Option<usize>;
 
+crate::leased!(State);
+
 // ===== impl State =====
 
 impl State {

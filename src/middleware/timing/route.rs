@@ -86,6 +86,8 @@ impl<Req> Route<Req> for OneRoute {
     }
 }
 
+crate::leased!(State);
+
 // ===== impl State =====
 
 impl State {
