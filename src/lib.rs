@@ -24,7 +24,7 @@
 //!
 //! Three tiers; arrows point up this list only.
 //!
-//! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`],
+//! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`], [`watch`],
 //!   [`deadline`], [`priority`], [`error`], [`clock`];
 //! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`];
 //! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
@@ -59,7 +59,7 @@ pub mod preset;
 pub use base::error::{BoxError, Rejection};
 #[cfg(feature = "metrics")]
 pub use base::flow::Flow;
-pub use base::{body, clock, deadline, outcome, priority, signal, stats};
+pub use base::{body, clock, deadline, outcome, priority, signal, stats, watch};
 #[cfg(feature = "metrics")]
 pub use base::{inspect, metrics};
 pub use builder::ServiceBuilderExt;

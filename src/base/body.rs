@@ -19,15 +19,16 @@
 //! use std::fmt::Display;
 //! use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
 //! use tower_flow::body::{End, Observe, ObservedBody};
+//! use tower_flow::clock::Moment;
 //! use http_body_util::{BodyExt, Full};
 //!
 //! struct Bytes(Arc<AtomicU64>);
 //!
 //! impl Observe for Bytes {
-//!     fn data<D: bytes::Buf>(&mut self, data: &D) {
+//!     fn data<D: bytes::Buf>(&mut self, data: &D, _: &Moment) {
 //!         self.0.fetch_add(data.remaining() as u64, Ordering::Relaxed);
 //!     }
-//!     fn end<E: Display + 'static>(self, end: End<'_, E>) {
+//!     fn end<E: Display + 'static>(self, end: End<'_, E>, _: &Moment) {
 //!         assert!(matches!(end, End::Complete));
 //!     }
 //! }
@@ -50,11 +51,13 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::clock::Moment;
+
 /// What a layer notes about one request. All methods but [`end`](Self::end) have empty bodies to start from.
 pub trait Observe: Sized {
     /// The response's headers are there.
-    fn head<B>(&mut self, response: &http::Response<B>) {
-        let _ = response;
+    fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
+        let _ = (response, at);
     }
 
     /// Whether nobody will read the response's body, whatever it says: the answer to a `HEAD` request.
@@ -63,18 +66,22 @@ pub trait Observe: Sized {
     }
 
     /// The consumer asks for the next frame. Called before the inner body is polled.
-    fn asked(&mut self) {}
+    fn asked(&mut self, at: &Moment) {
+        let _ = at;
+    }
 
     /// The inner body has no frame yet.
-    fn pending(&mut self) {}
+    fn pending(&mut self, at: &Moment) {
+        let _ = at;
+    }
 
     /// A data frame passes.
-    fn data<D: Buf>(&mut self, data: &D) {
-        let _ = data;
+    fn data<D: Buf>(&mut self, data: &D, at: &Moment) {
+        let _ = (data, at);
     }
 
     /// It is over, in this way. Called exactly once.
-    fn end<E: Display + 'static>(self, end: End<'_, E>);
+    fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment);
 }
 
 /// How a request, or one direction of it, came to its end.
@@ -90,6 +97,14 @@ pub enum End<'a, E> {
     /// [`std::thread::panicking`] tells them apart.
     Dropped,
 }
+
+impl<E> Clone for End<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for End<'_, E> {}
 
 pin_project! {
     /// The response future of a layer that follows its requests to their end.
@@ -117,7 +132,7 @@ pin_project! {
             // A panic in the consumer is no time to ask the inner body anything; the guard sees to the rest.
             if this.observer.0.is_some() && !std::thread::panicking() && this.inner.is_end_stream() {
                 if let Some(observer) = this.observer.0.take() {
-                    observer.end(End::<Infallible>::Complete);
+                    observer.end(End::<Infallible>::Complete, &Moment::new());
                 }
             }
         }
@@ -132,8 +147,97 @@ impl<O: Observe> Drop for Guard<O> {
     #[inline]
     fn drop(&mut self) {
         if let Some(observer) = self.0.take() {
-            observer.end(End::<Infallible>::Dropped);
+            observer.end(End::<Infallible>::Dropped, &Moment::new());
         }
+    }
+}
+
+// ===== impl Observe =====
+
+/// Notes nothing.
+impl Observe for () {
+    fn end<E: Display + 'static>(self, _: End<'_, E>, _: &Moment) {}
+}
+
+/// May note something.
+impl<O: Observe> Observe for Option<O> {
+    #[inline]
+    fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
+        if let Some(observer) = self {
+            observer.head(response, at);
+        }
+    }
+
+    #[inline]
+    fn bodiless(&self) -> bool {
+        self.as_ref().is_some_and(O::bodiless)
+    }
+
+    #[inline]
+    fn asked(&mut self, at: &Moment) {
+        if let Some(observer) = self {
+            observer.asked(at);
+        }
+    }
+
+    #[inline]
+    fn pending(&mut self, at: &Moment) {
+        if let Some(observer) = self {
+            observer.pending(at);
+        }
+    }
+
+    #[inline]
+    fn data<D: Buf>(&mut self, data: &D, at: &Moment) {
+        if let Some(observer) = self {
+            observer.data(data, at);
+        }
+    }
+
+    #[inline]
+    fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment) {
+        if let Some(observer) = self {
+            observer.end(end, at);
+        }
+    }
+}
+
+/// Two that note the same events at the same moments.
+impl<A: Observe, B: Observe> Observe for (A, B) {
+    #[inline]
+    fn head<T>(&mut self, response: &http::Response<T>, at: &Moment) {
+        self.0.head(response, at);
+        self.1.head(response, at);
+    }
+
+    #[inline]
+    fn bodiless(&self) -> bool {
+        self.0.bodiless() || self.1.bodiless()
+    }
+
+    #[inline]
+    fn asked(&mut self, at: &Moment) {
+        self.0.asked(at);
+        self.1.asked(at);
+    }
+
+    #[inline]
+    fn pending(&mut self, at: &Moment) {
+        self.0.pending(at);
+        self.1.pending(at);
+    }
+
+    #[inline]
+    fn data<D: Buf>(&mut self, data: &D, at: &Moment) {
+        self.0.data(data, at);
+        self.1.data(data, at);
+    }
+
+    #[inline]
+    fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment) {
+        // Should the second panic, the first has ended all the same, and the other way round nothing is worse.
+        self.1.end(end, at);
+        self.0.end(end, at);
     }
 }
 
@@ -186,11 +290,12 @@ where
         };
         Poll::Ready(match result {
             Ok(response) => {
-                observer.head(&response);
+                let at = Moment::new();
+                observer.head(&response, &at);
                 let over = observer.bodiless() || response.body().is_end_stream();
                 Ok(response.map(|body| {
                     if over {
-                        observer.end(End::<Infallible>::Complete);
+                        observer.end(End::<Infallible>::Complete, &at);
                         ObservedBody::passed(body)
                     } else {
                         ObservedBody::observed(body, observer)
@@ -198,7 +303,7 @@ where
                 }))
             }
             Err(error) => {
-                observer.end(End::Error(&error));
+                observer.end(End::Error(&error), &Moment::new());
                 Err(error)
             }
         })
@@ -249,11 +354,12 @@ where
         let Some(observer) = &mut this.observer.0 else {
             return this.inner.poll_frame(cx);
         };
-        observer.asked();
+        observer.asked(&Moment::new());
         let polled = this.inner.as_mut().poll_frame(cx);
+        let at = Moment::new();
         let end = match &polled {
             Poll::Pending => {
-                observer.pending();
+                observer.pending(&at);
                 return polled;
             }
             Poll::Ready(Some(Ok(frame))) => {
@@ -261,7 +367,7 @@ where
                     End::Trailers(trailers)
                 } else {
                     if let Some(data) = frame.data_ref() {
-                        observer.data(data);
+                        observer.data(data, &at);
                     }
                     if !this.inner.is_end_stream() {
                         return polled;
@@ -273,7 +379,7 @@ where
             Poll::Ready(None) => End::Complete,
         };
         if let Some(observer) = this.observer.0.take() {
-            observer.end(end);
+            observer.end(end, &at);
         }
         polled
     }
@@ -311,20 +417,20 @@ mod tests {
     struct Noting(Notes);
 
     impl Observe for Noting {
-        fn head<B>(&mut self, response: &http::Response<B>) {
+        fn head<B>(&mut self, response: &http::Response<B>, _: &Moment) {
             self.0
                 .borrow_mut()
                 .push(format!("head {}", response.status().as_u16()));
         }
-        fn pending(&mut self) {
+        fn pending(&mut self, _: &Moment) {
             self.0.borrow_mut().push("pending".into());
         }
-        fn data<D: Buf>(&mut self, data: &D) {
+        fn data<D: Buf>(&mut self, data: &D, _: &Moment) {
             self.0
                 .borrow_mut()
                 .push(format!("data {}", data.remaining()));
         }
-        fn end<E: Display + 'static>(self, end: End<'_, E>) {
+        fn end<E: Display + 'static>(self, end: End<'_, E>, _: &Moment) {
             self.0.borrow_mut().push(match end {
                 End::Complete => "complete".into(),
                 End::Trailers(trailers) => format!("trailers {}", trailers.len()),
@@ -448,7 +554,7 @@ mod tests {
         let notes = std::sync::Arc::new(std::sync::Mutex::new(None));
         struct Last(std::sync::Arc<std::sync::Mutex<Option<bool>>>);
         impl Observe for Last {
-            fn end<E: Display + 'static>(self, end: End<'_, E>) {
+            fn end<E: Display + 'static>(self, end: End<'_, E>, _: &Moment) {
                 let dropped = matches!(end, End::Dropped) && std::thread::panicking();
                 *self.0.lock().unwrap() = Some(dropped);
             }

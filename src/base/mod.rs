@@ -14,3 +14,4 @@ pub mod outcome;
 pub mod priority;
 pub mod signal;
 pub mod stats;
+pub mod watch;

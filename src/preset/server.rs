@@ -1,17 +1,14 @@
-use tower_layer::Stack;
-
 use super::GrpcTiming;
 use crate::Flow;
-use crate::grpc::GrpcServerLayer;
+use crate::grpc::{GrpcLayer, GrpcServerLayer, Server};
 
 /// The layer of [`grpc_server`].
-pub type GrpcServer = Stack<GrpcTiming, GrpcServerLayer>;
+pub type GrpcServer = GrpcLayer<Server, GrpcTiming>;
 
 /// For a tonic server, or one of its services: accounting outermost, so that it counts whatever the layers inside it
-/// refuse, then timing per method.
+/// refuse, and with it timing per method.
 pub fn grpc_server(flow: &Flow) -> GrpcServer {
-    Stack::new(
-        super::timing("grpc_server", flow),
-        GrpcServerLayer::new().attach(flow),
-    )
+    GrpcServerLayer::new()
+        .attach(flow)
+        .along(super::timing("grpc_server", flow))
 }

@@ -2,8 +2,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::streams::Streams;
+use super::streams::{Streams, StreamsWatch};
 use crate::base::clock::{self, Instant, nanos};
+use crate::base::watch::Watched;
 
 /// One connection, as long as anybody cares about it; cheap to clone.
 ///
@@ -99,7 +100,7 @@ impl Connection {
     /// `inner`, with every request counted as a stream of this connection and carrying it in its extensions. For
     /// servers that make a service for each connection, as hyper-util's do.
     pub fn service<S>(&self, inner: S) -> Streams<S> {
-        Streams::bound(inner, self.clone())
+        Watched::new(inner, StreamsWatch::bound(self.clone()))
     }
 
     pub(super) fn read(&self, bytes: u64) {

@@ -84,4 +84,4 @@ pub use incoming::Incoming;
 pub use io::ConnectInfo;
 pub use io::Tracked;
 pub use list::{ConnectionSnapshot, Connections, ConnectionsSnapshot};
-pub use streams::{Stream, Streams, StreamsLayer};
+pub use streams::{Stream, Streams, StreamsLayer, StreamsWatch};

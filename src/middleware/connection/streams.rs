@@ -1,13 +1,12 @@
 use std::fmt::Display;
-use std::task::{Context, Poll};
 
 use http::Extensions;
-use http_body::Body;
 use tower_layer::Layer;
-use tower_service::Service;
 
 use super::facts::Connection;
-use crate::base::body::{End, Observe, ObservedBody, ObservedFuture};
+use crate::base::body::{End, Observe};
+use crate::base::clock::Moment;
+use crate::base::watch::{MakeWatch, Watch, Watched};
 
 /// Counts requests on the connections they travel on; made by [`Connections::streams`](super::Connections::streams).
 #[derive(Debug, Clone, Copy)]
@@ -15,9 +14,11 @@ use crate::base::body::{End, Observe, ObservedBody, ObservedFuture};
 pub struct StreamsLayer;
 
 /// A service whose requests are counted as streams of their connections.
+pub type Streams<S> = Watched<S, StreamsWatch>;
+
+/// What counts the streams of one [`Streams`].
 #[derive(Debug, Clone)]
-pub struct Streams<S> {
-    inner: S,
+pub struct StreamsWatch {
     bound: Option<Connection>,
 }
 
@@ -37,16 +38,23 @@ impl<S> Layer<S> for StreamsLayer {
     type Service = Streams<S>;
 
     fn layer(&self, inner: S) -> Streams<S> {
-        Streams { inner, bound: None }
+        Watched::new(inner, self.watch())
     }
 }
 
-// ===== impl Streams =====
+impl MakeWatch for StreamsLayer {
+    type Watch = StreamsWatch;
 
-impl<S> Streams<S> {
-    pub(super) fn bound(inner: S, connection: Connection) -> Self {
+    fn watch(&self) -> StreamsWatch {
+        StreamsWatch { bound: None }
+    }
+}
+
+// ===== impl StreamsWatch =====
+
+impl StreamsWatch {
+    pub(super) fn bound(connection: Connection) -> Self {
         Self {
-            inner,
             bound: Some(connection),
         }
     }
@@ -66,29 +74,12 @@ impl<S> Streams<S> {
     }
 }
 
-impl<S, B, ResBody> Service<http::Request<B>> for Streams<S>
-where
-    S: Service<http::Request<B>, Response = http::Response<ResBody>>,
-    S::Error: Display + 'static,
-    ResBody: Body,
-{
-    type Response = http::Response<ObservedBody<ResBody, Stream>>;
-    type Error = S::Error;
-    type Future = ObservedFuture<S::Future, Stream>;
+impl<B> Watch<B> for StreamsWatch {
+    type Observer = Stream;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+    fn start(&mut self, req: &mut http::Request<B>, _: &Moment) -> Stream {
+        Stream::on(self.connection(req.extensions_mut()))
     }
-
-    fn call(&mut self, mut req: http::Request<B>) -> Self::Future {
-        let stream = Stream::on(self.connection(req.extensions_mut()));
-        ObservedFuture::start(stream, || self.inner.call(req))
-    }
-}
-
-#[cfg(feature = "tonic")]
-impl<S: tonic::server::NamedService> tonic::server::NamedService for Streams<S> {
-    const NAME: &'static str = S::NAME;
 }
 
 // ===== impl Stream =====
@@ -101,14 +92,14 @@ impl Stream {
 }
 
 impl Observe for Stream {
-    fn head<B>(&mut self, response: &http::Response<B>) {
+    fn head<B>(&mut self, response: &http::Response<B>, _: &Moment) {
         // A client learns with the response which connection it came over.
         if self.0.is_none() {
             *self = Self::on(response.extensions().get().cloned());
         }
     }
 
-    fn end<E: Display + 'static>(self, _: End<'_, E>) {
+    fn end<E: Display + 'static>(self, _: End<'_, E>, _: &Moment) {
         self.0.iter().for_each(Connection::ended);
     }
 }

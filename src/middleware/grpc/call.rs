@@ -9,7 +9,6 @@
 //! The code is, in this order: the headers' `grpc-status`; that of the trailers, in or behind the body; what the error
 //! says; for a drop, a panic, the deadline or the caller; for an answer without any, the HTTP status.
 
-use std::convert::Infallible;
 use std::fmt::{self, Debug, Display};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +21,7 @@ use super::method::{Direction, Method};
 use super::scanner::{Framing, Scanner};
 use super::state::{Place, Side, State};
 use crate::base::body::{End, Observe};
-use crate::base::clock::{self, Instant};
+use crate::base::clock::{Instant, Moment};
 use crate::base::deadline::Deadline;
 use crate::base::header;
 use crate::base::metrics::{Exemplar, Labels};
@@ -74,10 +73,14 @@ impl Call {
     pub(super) fn start<B>(
         state: &Lease<State>,
         req: &http::Request<B>,
+        at: &Moment,
     ) -> Option<(Self, Messages)> {
         let [kind, timeout] = header::find(req.headers(), ["content-type", "grpc-timeout"]);
-        let framing = Framing::of(kind)?;
-        let started = clock::now();
+        let Some(framing) = Framing::of(kind) else {
+            state.foreign();
+            return None;
+        };
+        let started = at.now();
         let options = &state.options;
         let mut place = state.find(req.uri().path());
         let extra = Extra::of(state, &mut place, started, req);
@@ -106,7 +109,7 @@ impl Call {
         self.extra.as_mut()?.watch.as_mut()
     }
 
-    fn code<E: 'static>(&self, now: Instant, end: &End<'_, E>) -> Code {
+    fn code<E: 'static>(&self, now: Instant, end: End<'_, E>) -> Code {
         let late = self
             .deadline
             .is_some_and(|deadline| deadline.passed(now + SLACK));
@@ -115,7 +118,7 @@ impl Call {
             .or_else(|| self.scanner.as_ref().and_then(Scanner::status));
         let by_http = || self.status.map_or(Code::Unknown, Code::from_http);
         let code = match end {
-            End::Error(error) => Code::from_error(*error),
+            End::Error(error) => Code::from_error(error),
             End::Trailers(trailers) => answered
                 .or_else(|| Code::from_headers(trailers))
                 .unwrap_or_else(by_http),
@@ -139,26 +142,26 @@ impl Call {
 
 impl Observe for Call {
     #[inline]
-    fn head<B>(&mut self, response: &http::Response<B>) {
+    fn head<B>(&mut self, response: &http::Response<B>, _: &Moment) {
         let [kind, status] = header::find(response.headers(), ["content-type", "grpc-status"]);
         self.head = status.map(|status| Code::from_bytes(status.as_bytes()));
         self.status = Some(response.status());
         self.scanner = Framing::of(kind).map(Scanner::new);
     }
 
-    fn pending(&mut self) {
+    fn pending(&mut self, at: &Moment) {
         if let Some(watch) = self.watch() {
-            watch.pending(clock::now);
+            watch.pending(|| at.now());
         }
     }
 
     #[inline]
-    fn data<D: Buf>(&mut self, data: &D) {
+    fn data<D: Buf>(&mut self, data: &D, at: &Moment) {
         if let Some(watch) = self.watch() {
             if watch.awaits_first() {
-                watch.first(clock::now());
+                watch.first(at.now());
             }
-            watch.delivered(clock::now);
+            watch.delivered(|| at.now());
         }
         if let Some(scanner) = &mut self.scanner {
             let tally = scanner.scan(data);
@@ -172,13 +175,13 @@ impl Observe for Call {
     }
 
     #[inline]
-    fn end<E: Display + 'static>(self, end: End<'_, E>) {
-        let now = clock::now();
-        let code = self.code(now, &end);
+    fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment) {
+        let now = at.now();
+        let code = self.code(now, end);
         let took = now.saturating_duration_since(self.started);
         let method = self.state.method(self.place);
         if let Some(scanner) = &self.scanner {
-            flaws(method, scanner, &end);
+            flaws(method, scanner, end);
         }
         if let Some(extra) = self.extra {
             let exists = code != Code::Unimplemented && !matches!(end, End::Dropped);
@@ -250,7 +253,7 @@ impl Extra {
 }
 
 #[inline]
-fn flaws<E>(method: &Method, scanner: &Scanner, end: &End<'_, E>) {
+fn flaws<E>(method: &Method, scanner: &Scanner, end: End<'_, E>) {
     if scanner.is_truncated() && !matches!(end, End::Dropped) {
         method.truncated();
     }
@@ -285,7 +288,7 @@ impl Debug for Call {
 /// A request only adds to the counters. It never ends the call: a server may answer before it has read everything.
 impl Observe for Messages {
     #[inline]
-    fn data<D: Buf>(&mut self, data: &D) {
+    fn data<D: Buf>(&mut self, data: &D, _: &Moment) {
         let tally = self.scanner.scan(data);
         self.state
             .method(self.place)
@@ -296,15 +299,8 @@ impl Observe for Messages {
     }
 
     #[inline]
-    fn end<E: Display + 'static>(self, end: End<'_, E>) {
-        flaws::<Infallible>(
-            self.state.method(self.place),
-            &self.scanner,
-            &match end {
-                End::Dropped => End::Dropped,
-                _ => End::Complete,
-            },
-        );
+    fn end<E: Display + 'static>(self, end: End<'_, E>, _: &Moment) {
+        flaws(self.state.method(self.place), &self.scanner, end);
     }
 }
 

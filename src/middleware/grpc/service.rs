@@ -7,25 +7,34 @@ use tower_service::Service;
 use super::call::{Call, Messages};
 use super::state::State;
 use crate::base::body::{ObservedBody, ObservedFuture};
+use crate::base::clock::Moment;
 use crate::base::stats::Lease;
+use crate::base::watch::Watch;
 
 /// The request body the inner service gets: its messages are counted as they pass.
 pub type RequestBody<B> = ObservedBody<B, Messages>;
 /// The response body the caller gets: the call ends where it ends.
-pub type ResponseBody<B> = ObservedBody<B, Call>;
+pub type ResponseBody<B, O = ()> = ObservedBody<B, (Option<Call>, O)>;
 /// The response future of [`Grpc`].
-pub type ResponseFuture<F> = ObservedFuture<F, Call>;
+pub type ResponseFuture<F, O = ()> = ObservedFuture<F, (Option<Call>, O)>;
 
 /// A gRPC service or client whose calls are counted; see [the module](crate::grpc).
+///
+/// `W` is what [rides along](super::GrpcLayer::along).
 #[derive(Debug)]
-pub struct Grpc<S> {
+pub struct Grpc<S, W = ()> {
     inner: S,
     state: Lease<State>,
+    along: W,
 }
 
-impl<S> Grpc<S> {
-    pub(super) fn new(inner: S, state: Lease<State>) -> Self {
-        Self { inner, state }
+impl<S, W> Grpc<S, W> {
+    pub(super) fn new(inner: S, state: Lease<State>, along: W) -> Self {
+        Self {
+            inner,
+            state,
+            along,
+        }
     }
 
     /// The wrapped service.
@@ -39,46 +48,48 @@ impl<S> Grpc<S> {
     }
 }
 
-impl<S, B, ResBody> Service<http::Request<B>> for Grpc<S>
+impl<S, W, B, ResBody> Service<http::Request<B>> for Grpc<S, W>
 where
     S: Service<http::Request<RequestBody<B>>, Response = http::Response<ResBody>>,
     S::Error: Display + 'static,
+    W: Watch<B>,
     B: Body,
     ResBody: Body,
 {
-    type Response = http::Response<ResponseBody<ResBody>>;
+    type Response = http::Response<ResponseBody<ResBody, W::Observer>>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
+    type Future = ResponseFuture<S::Future, W::Observer>;
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+        let polled = self.inner.poll_ready(cx);
+        self.along.polled(polled.is_ready());
+        polled
     }
 
     #[inline]
-    fn call(&mut self, req: http::Request<B>) -> Self::Future {
-        match Call::start(&self.state, &req) {
-            Some((call, messages)) => {
-                let req = req.map(|body| RequestBody::observed(body, messages));
-                // The call is in a future, and so ends, before any foreign code runs.
-                ResponseFuture::start(call, || self.inner.call(req))
-            }
-            None => {
-                self.state.foreign();
-                ResponseFuture::passed(self.inner.call(req.map(RequestBody::passed)))
-            }
-        }
+    fn call(&mut self, mut req: http::Request<B>) -> Self::Future {
+        let at = Moment::new();
+        let along = self.along.start(&mut req, &at);
+        let (call, messages) = Call::start(&self.state, &req, &at).unzip();
+        // The call is in a guard, and so ends, before any foreign code runs.
+        ResponseFuture::start((call, along), || {
+            self.inner.call(req.map(|body| match messages {
+                Some(messages) => RequestBody::observed(body, messages),
+                None => RequestBody::passed(body),
+            }))
+        })
     }
 }
 
 /// Nothing is reserved, so a clone has nothing to start with.
-impl<S: Clone> Clone for Grpc<S> {
+impl<S: Clone, W: Clone> Clone for Grpc<S, W> {
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.state.clone())
+        Self::new(self.inner.clone(), self.state.clone(), self.along.clone())
     }
 }
 
 #[cfg(feature = "tonic")]
-impl<S: tonic::server::NamedService> tonic::server::NamedService for Grpc<S> {
+impl<S: tonic::server::NamedService, W> tonic::server::NamedService for Grpc<S, W> {
     const NAME: &'static str = S::NAME;
 }

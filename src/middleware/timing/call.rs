@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::route::{Place, State};
-use crate::base::clock::{self, Instant};
+use crate::base::clock::{self, Instant, Moment};
 use crate::base::deadline::Deadline;
 use crate::base::outcome::Outcome;
 use crate::base::stats::{Lease, Stopwatch};
@@ -43,8 +43,7 @@ impl Call {
     }
 
     #[inline]
-    pub(super) fn end(self, outcome: Outcome) {
-        let now = clock::now();
+    pub(super) fn end(self, outcome: Outcome, now: Instant) {
         let phases = self.watch.stop(now);
         self.state.measures(&self.place).end(now, outcome, &phases);
         if let Place::Other(Some(name)) = &self.place {
@@ -54,12 +53,12 @@ impl Call {
         }
     }
 
-    /// Ends a call whose future or body was dropped.
-    pub(super) fn dropped(self) {
-        let passed = self
-            .deadline
-            .is_some_and(|deadline| deadline.passed(clock::now()));
-        self.end(Outcome::of_drop(passed));
+    /// What a call came to whose future or body was dropped.
+    pub(super) fn dropped(&self, at: &Moment) -> Outcome {
+        Outcome::of_drop(
+            self.deadline
+                .is_some_and(|deadline| deadline.passed(at.now())),
+        )
     }
 }
 
@@ -67,8 +66,8 @@ impl Call {
 
 impl ReadyWait {
     #[inline]
-    pub(super) fn polled<T>(&mut self, polled: &std::task::Poll<T>) {
-        if polled.is_pending() {
+    pub(super) fn polled(&mut self, ready: bool) {
+        if !ready {
             self.since.get_or_insert_with(clock::now);
         } else if let Some(since) = self.since.take() {
             self.waited = clock::now().saturating_duration_since(since);

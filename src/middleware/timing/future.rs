@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use super::call::Call;
+use crate::base::clock::{self, Moment};
 use crate::base::outcome::{Code, Outcome};
 
 pin_project! {
@@ -24,7 +25,9 @@ struct Guard(Option<Call>);
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(call) = self.0.take() {
-            call.dropped();
+            let at = Moment::new();
+            let outcome = call.dropped(&at);
+            call.end(outcome, at.now());
         }
     }
 }
@@ -52,10 +55,11 @@ where
         let this = self.project();
         let result = ready!(this.inner.poll(cx));
         if let Some(call) = this.call.0.take() {
-            call.end(match &result {
+            let outcome = match &result {
                 Ok(_) => Outcome::Success,
                 Err(error) => Code::from_error(error).into(),
-            });
+            };
+            call.end(outcome, clock::now());
         }
         Poll::Ready(result)
     }

@@ -1,23 +1,21 @@
 use std::fmt::{self, Debug, Display};
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 
 use bytes::Buf;
-use http_body::Body;
 use tower_http::classify::{
     ClassifiedResponse, ClassifyEos, ClassifyResponse, MakeClassifier, SharedClassifier,
 };
 use tower_layer::Layer;
-use tower_service::Service;
 
 use super::call::{Call, ReadyWait};
 use super::layer::TimingLayer;
 use super::route::{OneRoute, Route, State};
-use crate::base::body::{End, Observe, ObservedFuture};
-use crate::base::clock;
+use crate::base::body::{End, Observe};
+use crate::base::clock::Moment;
 use crate::base::deadline::Deadline;
-use crate::base::outcome::{GrpcClassifier, HttpClassifier, Outcome};
+use crate::base::outcome::{Code, GrpcClassifier, HttpClassifier, Outcome};
 use crate::base::stats::Lease;
+use crate::base::watch::{MakeWatch, Watch, Watched};
 
 /// Times an HTTP service to the end of its responses' bodies; see [the module](crate::timing).
 ///
@@ -29,9 +27,12 @@ pub struct HttpTimingLayer<R = OneRoute, C = SharedClassifier<HttpClassifier>> {
 }
 
 /// An HTTP service that is timed; see [the module](crate::timing).
+pub type HttpTiming<S, R = OneRoute, C = SharedClassifier<HttpClassifier>> =
+    Watched<S, HttpWatch<R, C>>;
+
+/// What times the requests of one [`HttpTiming`].
 #[derive(Debug)]
-pub struct HttpTiming<S, R = OneRoute, C = SharedClassifier<HttpClassifier>> {
-    inner: S,
+pub struct HttpWatch<R, C> {
     route: R,
     classifier: C,
     state: Lease<State>,
@@ -40,7 +41,6 @@ pub struct HttpTiming<S, R = OneRoute, C = SharedClassifier<HttpClassifier>> {
 
 /// One call under way, classified by `C`; what [`HttpTiming`]'s future and body carry.
 pub struct HttpCall<C: MakeClassifier> {
-    // Only `end` and `Drop` take it.
     call: Call,
     head: bool,
     classify: Classify<C>,
@@ -88,8 +88,15 @@ impl<S, R: Clone, C: Clone> Layer<S> for HttpTimingLayer<R, C> {
     type Service = HttpTiming<S, R, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        HttpTiming {
-            inner,
+        Watched::new(inner, self.watch())
+    }
+}
+
+impl<R: Clone, C: Clone> MakeWatch for HttpTimingLayer<R, C> {
+    type Watch = HttpWatch<R, C>;
+
+    fn watch(&self) -> Self::Watch {
+        HttpWatch {
             route: self.layer.route().clone(),
             classifier: self.classifier.clone(),
             state: Lease::new(self.layer.state().clone()),
@@ -98,61 +105,38 @@ impl<S, R: Clone, C: Clone> Layer<S> for HttpTimingLayer<R, C> {
     }
 }
 
-// ===== impl HttpTiming =====
+// ===== impl HttpWatch =====
 
-impl<S, R, C> HttpTiming<S, R, C> {
-    /// The wrapped service.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The wrapped service.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
-}
-
-impl<S, R, C, B, ResBody> Service<http::Request<B>> for HttpTiming<S, R, C>
+impl<R, C, B> Watch<B> for HttpWatch<R, C>
 where
-    S: Service<http::Request<B>, Response = http::Response<ResBody>>,
-    S::Error: Display + 'static,
-    R: Route<http::Request<B>>,
-    C: MakeClassifier<FailureClass: Into<Outcome>>,
-    ResBody: Body,
+    R: Route<http::Request<B>> + Clone,
+    C: MakeClassifier<FailureClass: Into<Outcome>> + Clone,
 {
-    type Response = http::Response<crate::base::body::ObservedBody<ResBody, HttpCall<C>>>;
-    type Error = S::Error;
-    type Future = ObservedFuture<S::Future, HttpCall<C>>;
+    type Observer = HttpCall<C>;
 
     #[inline]
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        let polled = self.inner.poll_ready(cx);
-        self.wait.polled(&polled);
-        polled
+    fn polled(&mut self, ready: bool) {
+        self.wait.polled(ready);
     }
 
     #[inline]
-    fn call(&mut self, req: http::Request<B>) -> Self::Future {
-        let now = clock::now();
-        let classifier = self.classifier.make_classifier(&req);
-        let head = req.method() == http::Method::HEAD;
-        let deadline = Deadline::of(&req, now, None);
-        let mut call = Call::start(&self.state, self.route.of(&req), self.wait.take(), now);
-        call.deadline = deadline;
-        let call = HttpCall {
+    fn start(&mut self, req: &mut http::Request<B>, at: &Moment) -> HttpCall<C> {
+        let now = at.now();
+        let classifier = self.classifier.make_classifier(req);
+        let mut call = Call::start(&self.state, self.route.of(req), self.wait.take(), now);
+        call.deadline = Deadline::of(req, now, None);
+        HttpCall {
             call,
-            head,
+            head: req.method() == http::Method::HEAD,
             classify: Classify::Response(classifier),
-        };
-        ObservedFuture::start(call, || self.inner.call(req))
+        }
     }
 }
 
 /// A clone has waited for nothing yet.
-impl<S: Clone, R: Clone, C: Clone> Clone for HttpTiming<S, R, C> {
+impl<R: Clone, C: Clone> Clone for HttpWatch<R, C> {
     fn clone(&self) -> Self {
         Self {
-            inner: self.inner.clone(),
             route: self.route.clone(),
             classifier: self.classifier.clone(),
             state: self.state.clone(),
@@ -161,17 +145,12 @@ impl<S: Clone, R: Clone, C: Clone> Clone for HttpTiming<S, R, C> {
     }
 }
 
-#[cfg(feature = "tonic")]
-impl<S: tonic::server::NamedService, R, C> tonic::server::NamedService for HttpTiming<S, R, C> {
-    const NAME: &'static str = S::NAME;
-}
-
 // ===== impl HttpCall =====
 
 impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
     #[inline]
-    fn head<B>(&mut self, response: &http::Response<B>) {
-        self.call.watch.first(clock::now());
+    fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
+        self.call.watch.first(at.now());
         if let Classify::Response(classifier) =
             std::mem::replace(&mut self.classify, Classify::Taken)
         {
@@ -183,33 +162,34 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
         }
     }
 
+    #[inline]
     fn bodiless(&self) -> bool {
         self.head
     }
 
-    fn pending(&mut self) {
-        self.call.watch.pending(clock::now);
+    fn pending(&mut self, at: &Moment) {
+        self.call.watch.pending(|| at.now());
     }
 
     #[inline]
-    fn data<D: Buf>(&mut self, _: &D) {
-        self.call.watch.delivered(clock::now);
+    fn data<D: Buf>(&mut self, _: &D, at: &Moment) {
+        self.call.watch.delivered(|| at.now());
     }
 
     #[inline]
-    fn end<E: Display + 'static>(self, end: End<'_, E>) {
+    fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment) {
         let classified = |result: Result<(), C::FailureClass>| {
             result.map_or_else(Into::into, |()| Outcome::Success)
         };
         let outcome = match (end, self.classify) {
-            (End::Dropped, _) => return self.call.dropped(),
+            (End::Dropped, _) => self.call.dropped(at),
             (End::Error(error), Classify::Response(classifier)) => {
                 classifier.classify_error(error).into()
             }
             (End::Error(error), Classify::Eos(eos)) => eos.classify_error(error).into(),
             // The status said success and the body broke: the response failed all the same.
             (End::Error(error), Classify::Known(Outcome::Success)) => {
-                crate::base::outcome::Code::from_error(error).into()
+                Code::from_error(error).into()
             }
             (End::Trailers(trailers), Classify::Eos(eos)) => {
                 classified(eos.classify_eos(Some(trailers)))
@@ -218,7 +198,7 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
             (_, Classify::Known(outcome)) => outcome,
             (_, Classify::Response(_) | Classify::Taken) => Outcome::Failure,
         };
-        self.call.end(outcome);
+        self.call.end(outcome, at.now());
     }
 }
 

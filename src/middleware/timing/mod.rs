@@ -101,7 +101,7 @@ mod service;
 
 pub use future::ResponseFuture;
 pub use handle::{RouteSnapshot, TimingHandle};
-pub use http::{HttpCall, HttpTiming, HttpTimingLayer};
+pub use http::{HttpCall, HttpTiming, HttpTimingLayer, HttpWatch};
 pub use layer::TimingLayer;
 pub use route::{OneRoute, Route};
 pub use service::Timing;

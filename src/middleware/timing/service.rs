@@ -51,7 +51,7 @@ where
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         let polled = self.inner.poll_ready(cx);
-        self.wait.polled(&polled);
+        self.wait.polled(polled.is_ready());
         polled
     }
 
