@@ -183,6 +183,10 @@ impl Observe for Call {
         if let Some(scanner) = &self.scanner {
             flaws(method, scanner, end);
         }
+        if self.state.options.otel {
+            let sizes = self.extra.as_ref().and_then(|extra| extra.sizes());
+            method.end_per_status(code, took, sizes);
+        }
         if let Some(extra) = self.extra {
             let exists = code != Code::Unimplemented && !matches!(end, End::Dropped);
             extra.end(&self.state, method, now, code, took, exists);
@@ -202,8 +206,7 @@ impl Extra {
         req: &http::Request<B>,
     ) -> Option<Box<Self>> {
         let options = &state.options;
-        let plain =
-            !options.sizes && !options.otel && !options.detail.phases && options.trace_id.is_none();
+        let plain = !options.sizes && !options.detail.phases && options.trace_id.is_none();
         if plain && place.is_some() {
             return None;
         }
@@ -211,6 +214,9 @@ impl Extra {
             Some(_) => None,
             None => state.learnable(req.uri().path()),
         };
+        if plain && learn.is_none() {
+            return None;
+        }
         if options.side == Side::Client && is_generated(req) {
             *place = place.or_else(|| state.admit(learn.as_ref()?));
         }
@@ -222,6 +228,12 @@ impl Extra {
             received: 0,
             trace_id: trace_id.and_then(|of| of(req.headers(), req.extensions())),
         }))
+    }
+
+    /// The bytes of request and response.
+    fn sizes(&self) -> Option<[u64; 2]> {
+        let request = self.sizes.as_ref()?;
+        Some([request.load(Ordering::Relaxed), self.received])
     }
 
     fn end(
@@ -236,10 +248,6 @@ impl Extra {
         if let Some(watch) = self.watch {
             method.end_phases(&watch.stop(now));
         }
-        let sizes = self
-            .sizes
-            .map(|request| [request.load(Ordering::Relaxed), self.received]);
-        method.end_per_status(code, took, sizes);
         if let Some(trace_id) = self.trace_id {
             let labels = Labels::new().with("trace_id", trace_id);
             if let Some(exemplar) = Exemplar::new(labels, took.as_secs_f64()) {

@@ -1,0 +1,113 @@
+//! How often each layer allocates for a unary call, beyond what the bare service does.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::Full;
+use tower::{Layer, Service};
+use tower_flow::connection::Connections;
+use tower_flow::grpc::{GrpcServerLayer, GrpcType};
+use tower_flow::timing::TimingLayer;
+use tower_flow::{Flow, preset};
+
+use crate::support::{allocations, framed};
+
+#[derive(Clone)]
+struct Echo(Bytes);
+
+impl<B> Service<Request<B>> for Echo {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<B>) -> Self::Future {
+        std::future::ready(Ok(Response::new(Full::new(self.0.clone()))))
+    }
+}
+
+/// Allocations of a call, in the steady state.
+fn counted<S, B>(mut service: S) -> u64
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
+    B: Body + Unpin,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut count = 0;
+    for _ in 0..100 {
+        let mut req = Request::new(Full::from(framed(0, b"hello")));
+        *req.uri_mut() = http::Uri::from_static("http://localhost/pkg.Svc/Method");
+        let kind = http::HeaderValue::from_static("application/grpc");
+        req.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+        // A server clones its service for every request.
+        let mut service = service.clone();
+        let before = allocations();
+        assert!(service.poll_ready(&mut cx).is_ready());
+        let mut future = std::pin::pin!(service.call(req));
+        let Poll::Ready(Ok(response)) = future.as_mut().poll(&mut cx) else {
+            panic!("not at once")
+        };
+        let mut body = response.into_body();
+        while let Poll::Ready(Some(_)) = std::pin::Pin::new(&mut body).poll_frame(&mut cx) {}
+        drop(body);
+        count = allocations() - before;
+    }
+    assert!(service.poll_ready(&mut cx).is_ready());
+    count
+}
+
+fn echo() -> Echo {
+    Echo(Bytes::from(framed(0, b"hello")))
+}
+
+fn grpc() -> GrpcServerLayer {
+    GrpcServerLayer::new().register("pkg.Svc", "Method", GrpcType::Unary)
+}
+
+#[test]
+fn no_default_layer_allocates() {
+    assert_eq!(
+        counted(echo()),
+        0,
+        "the bare service, or nothing below means anything"
+    );
+    assert_eq!(counted(TimingLayer::new("t").layer(echo())), 0);
+    assert_eq!(counted(TimingLayer::new("t").http().layer(echo())), 0);
+    assert_eq!(counted(grpc().layer(echo())), 0);
+    assert_eq!(
+        counted(preset::grpc_server(&Flow::new("alloc")).layer(echo())),
+        0
+    );
+    assert_eq!(
+        counted(Connections::server("alloc").streams().layer(echo())),
+        0
+    );
+}
+
+#[test]
+fn a_method_nobody_registered_allocates_until_it_is_learned() {
+    // The hundredth call is counted; by then it is.
+    assert_eq!(counted(GrpcServerLayer::new().layer(echo())), 0);
+    assert_eq!(counted(GrpcServerLayer::new().strict().layer(echo())), 0);
+}
+
+#[test]
+fn opentelemetry_sizes_allocate_twice() {
+    assert_eq!(counted(grpc().otel().layer(echo())), 2);
+    assert_eq!(
+        counted(grpc().otel().per_call_sizes(false).layer(echo())),
+        0
+    );
+}
+
+#[test]
+fn an_exemplar_costs_its_text_and_its_labels() {
+    let traced = grpc().exemplars(|_, _| Some("0123456789abcdef".to_owned()));
+    assert_eq!(counted(traced.layer(echo())), 3);
+}

@@ -1,0 +1,499 @@
+//! The tower contract: one suite that every layer passes.
+//!
+//! A layer joins by a [`Subject`]: the layer, how to prepare a request for it, and how to read from it how many
+//! requests it believes started and are in flight.
+
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use tower::{Layer, Service};
+use tower_flow::connection::{ConnectionState, Connections};
+use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
+use tower_flow::preset::ByPath;
+use tower_flow::timing::{TimingHandle, TimingLayer};
+use tower_flow::{BoxError, Flow, preset};
+
+use crate::support::{Step, Steps, grpc_request, message, trailers};
+
+// ===== what is inside =====
+
+/// What the inner service does with a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Does {
+    /// Pending so many times, then answers.
+    Answers(usize),
+    Fails,
+    PanicsInCall,
+    PanicsInPoll,
+}
+
+/// The inner service: does as it is told, whatever the body of the request.
+#[derive(Clone)]
+struct Inner {
+    does: Does,
+    body: fn() -> Vec<Step>,
+    known: bool,
+    ready: Arc<Mutex<VecDeque<Poll<Result<(), BoxError>>>>>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Marked(&'static str);
+
+impl Display for Marked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Marked {}
+
+fn usual_body() -> Vec<Step> {
+    vec![None, message(b"one"), None, message(b"two"), trailers("0")]
+}
+
+fn broken_body() -> Vec<Step> {
+    vec![message(b"one"), Some(Err(Marked("body").into()))]
+}
+
+impl Inner {
+    fn new(does: Does) -> Self {
+        Self {
+            does,
+            body: usual_body,
+            known: false,
+            ready: Arc::default(),
+        }
+    }
+}
+
+impl<B: Body> Service<Request<B>> for Inner {
+    type Response = Response<Steps>;
+    type Error = BoxError;
+    type Future = InnerFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.ready
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or(Poll::Ready(Ok(())))
+    }
+
+    fn call(&mut self, req: Request<B>) -> InnerFuture {
+        assert_ne!(self.does, Does::PanicsInCall, "told to");
+        drop(req);
+        let mut body = Steps::new((self.body)());
+        body.known = self.known;
+        body.hint = SizeHint::with_exact(16);
+        InnerFuture {
+            does: self.does,
+            body: Some(body),
+        }
+    }
+}
+
+struct InnerFuture {
+    does: Does,
+    body: Option<Steps>,
+}
+
+impl Future for InnerFuture {
+    type Output = Result<Response<Steps>, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.does {
+            Does::Answers(0) => {
+                let response = Response::builder().header("content-type", "application/grpc");
+                Poll::Ready(Ok(response.body(self.body.take().unwrap()).unwrap()))
+            }
+            Does::Answers(pending) => {
+                *pending -= 1;
+                Poll::Pending
+            }
+            Does::Fails => Poll::Ready(Err(Marked("call").into())),
+            Does::PanicsInCall | Does::PanicsInPoll => panic!("told to"),
+        }
+    }
+}
+
+// ===== the suite =====
+
+struct Subject<L> {
+    layer: L,
+    prepare: Box<dyn Fn(&mut Request<Steps>)>,
+    started: Box<dyn Fn() -> u64>,
+    in_flight: Box<dyn Fn() -> u64>,
+}
+
+impl<L> Subject<L> {
+    fn service(&self, inner: Inner) -> L::Service
+    where
+        L: Layer<Inner>,
+    {
+        self.layer.layer(inner)
+    }
+
+    fn request(&self) -> Request<Steps> {
+        let mut req = grpc_request("/pkg.Svc/Method");
+        (self.prepare)(&mut req);
+        req
+    }
+
+    fn assert_balanced(&self, started: u64, when: &str) {
+        assert_eq!((self.started)(), started, "started, {when}");
+        assert_eq!((self.in_flight)(), 0, "in flight, {when}");
+    }
+}
+
+fn cx() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+fn suite<L, B>(make: impl Fn() -> Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static,
+{
+    readiness_is_the_inner_services(make());
+    errors_pass_through(make());
+    a_clone_starts_fresh(make());
+    bodies_pass_through(make());
+    cancelling_anywhere_gives_back(make());
+    a_panic_anywhere_gives_back(make());
+    two_services_of_a_layer_share_state(make());
+}
+
+fn readiness_is_the_inner_services<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+{
+    let inner = Inner::new(Does::Answers(0));
+    let failed = Poll::Ready(Err(Marked("ready").into()));
+    *inner.ready.lock().unwrap() =
+        [Poll::Pending, Poll::Pending, Poll::Ready(Ok(())), failed].into();
+    let mut service = subject.service(inner.clone());
+    assert!(service.poll_ready(&mut cx()).is_pending());
+    assert!(service.poll_ready(&mut cx()).is_pending());
+    assert!(matches!(service.poll_ready(&mut cx()), Poll::Ready(Ok(()))));
+    let Poll::Ready(Err(error)) = service.poll_ready(&mut cx()) else {
+        panic!("not passed through")
+    };
+    assert_eq!(error.downcast_ref(), Some(&Marked("ready")));
+    // Polled ready and never called: nothing was taken.
+    drop(service);
+    subject.assert_balanced(0, "never called");
+}
+
+fn errors_pass_through<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    let mut service = subject.service(Inner::new(Does::Fails));
+    assert!(service.poll_ready(&mut cx()).is_ready());
+    let mut future = Box::pin(service.call(subject.request()));
+    let Poll::Ready(Err(error)) = future.as_mut().poll(&mut cx()) else {
+        panic!("not passed through")
+    };
+    assert_eq!(error.downcast_ref(), Some(&Marked("call")));
+    subject.assert_balanced(1, "the call failed, the future is still there");
+    drop(future);
+
+    let mut inner = Inner::new(Does::Answers(0));
+    inner.body = broken_body;
+    let mut body = answer(&mut subject.service(inner), &subject).into_body();
+    assert!(matches!(
+        Pin::new(&mut body).poll_frame(&mut cx()),
+        Poll::Ready(Some(Ok(_)))
+    ));
+    let Poll::Ready(Some(Err(error))) = Pin::new(&mut body).poll_frame(&mut cx()) else {
+        panic!("not passed")
+    };
+    assert_eq!(error.downcast_ref(), Some(&Marked("body")));
+    subject.assert_balanced(2, "the body failed and is still there");
+}
+
+fn a_clone_starts_fresh<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError> + Clone,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    let inner = Inner::new(Does::Answers(0));
+    let mut service = subject.service(inner.clone());
+    // Many clones that were polled ready and never called.
+    let mut idle: Vec<_> = (0..100).map(|_| service.clone()).collect();
+    for clone in &mut idle {
+        assert!(clone.poll_ready(&mut cx()).is_ready());
+    }
+    drop(answer(&mut service, &subject));
+    drop(answer(&mut service.clone(), &subject));
+    drop(idle);
+    subject.assert_balanced(2, "clones");
+}
+
+fn bodies_pass_through<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    for known in [false, true] {
+        let mut inner = Inner::new(Does::Answers(1));
+        inner.known = known;
+        let mut ours = answer(&mut subject.service(inner.clone()), &subject).into_body();
+        let mut theirs = Steps::new(usual_body());
+        theirs.known = known;
+        for step in 0..7 {
+            assert_eq!(ours.is_end_stream(), theirs.is_end_stream(), "step {step}");
+            assert_eq!(ours.size_hint().exact(), Some(16), "step {step}");
+            let ours = Pin::new(&mut ours).poll_frame(&mut cx());
+            let theirs = Pin::new(&mut theirs).poll_frame(&mut cx());
+            assert_eq!(shown(ours), shown(theirs), "step {step}");
+        }
+    }
+    // An empty body that says so: one HEADERS frame and no more.
+    let mut inner = Inner::new(Does::Answers(0));
+    inner.known = true;
+    inner.body = Vec::new;
+    assert!(
+        answer(&mut subject.service(inner), &subject)
+            .body()
+            .is_end_stream()
+    );
+    subject.assert_balanced(3, "bodies that ended");
+}
+
+fn shown(polled: Poll<Option<Result<Frame<Bytes>, BoxError>>>) -> String {
+    format!("{polled:?}")
+}
+
+/// How far a request gets before it is dropped.
+#[derive(Debug, Clone, Copy)]
+enum Drops {
+    Future { polls: usize },
+    Body { polls: usize },
+}
+
+fn cancelling_anywhere_gives_back<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    let futures = (0..4).map(|polls| Drops::Future { polls });
+    let bodies = (0..8).map(|polls| Drops::Body { polls });
+    for (n, drops) in futures.chain(bodies).enumerate() {
+        let mut service = subject.service(Inner::new(Does::Answers(4)));
+        assert!(service.poll_ready(&mut cx()).is_ready());
+        let mut future = Box::pin(service.call(subject.request()));
+        assert!((subject.in_flight)() == 1, "counted from the call on");
+        match drops {
+            Drops::Future { polls } => {
+                for _ in 0..polls {
+                    assert!(future.as_mut().poll(&mut cx()).is_pending());
+                }
+                drop(future);
+            }
+            Drops::Body { polls } => {
+                let response = loop {
+                    if let Poll::Ready(response) = future.as_mut().poll(&mut cx()) {
+                        break response.unwrap();
+                    }
+                };
+                let mut body = response.into_body();
+                for _ in 0..polls {
+                    let _ = Pin::new(&mut body).poll_frame(&mut cx());
+                }
+                drop(body);
+            }
+        }
+        subject.assert_balanced(n as u64 + 1, &format!("{drops:?}"));
+    }
+}
+
+fn a_panic_anywhere_gives_back<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    for (n, does) in [Does::PanicsInCall, Does::PanicsInPoll]
+        .into_iter()
+        .enumerate()
+    {
+        let mut service = subject.service(Inner::new(does));
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            assert!(service.poll_ready(&mut cx()).is_ready());
+            let mut future = Box::pin(service.call(subject.request()));
+            let _ = future.as_mut().poll(&mut cx());
+        }));
+        assert!(panicked.is_err(), "{does:?} is the caller's to see");
+        subject.assert_balanced(n as u64 + 1, &format!("{does:?}"));
+    }
+    let mut service = subject.service(Inner::new(Does::Answers(0)));
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let mut body = answer(&mut service, &subject).into_body();
+        let _ = Pin::new(&mut body).poll_frame(&mut cx());
+        panic!("the consumer panics");
+    }));
+    assert!(panicked.is_err());
+    subject.assert_balanced(3, "a panic with the body in hand");
+}
+
+fn two_services_of_a_layer_share_state<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    for _ in 0..2 {
+        drop(answer(
+            &mut subject.service(Inner::new(Does::Answers(0))),
+            &subject,
+        ));
+    }
+    subject.assert_balanced(2, "two services");
+}
+
+fn answer<S, B, L>(service: &mut S, subject: &Subject<L>) -> Response<B>
+where
+    S: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+{
+    assert!(matches!(service.poll_ready(&mut cx()), Poll::Ready(Ok(()))));
+    let mut future = Box::pin(service.call(subject.request()));
+    loop {
+        if let Poll::Ready(response) = future.as_mut().poll(&mut cx()) {
+            return response.unwrap();
+        }
+    }
+}
+
+// ===== the subjects =====
+
+fn timing<L>(layer: L, handle: TimingHandle) -> Subject<L> {
+    let read = handle.clone();
+    Subject {
+        layer,
+        prepare: Box::new(|_| {}),
+        started: Box::new(move || handle.snapshot().iter().map(|route| route.started).sum()),
+        in_flight: Box::new(move || read.snapshot().iter().map(|route| route.in_flight).sum()),
+    }
+}
+
+fn grpc<L>(layer: L, handle: GrpcHandle) -> Subject<L> {
+    let read = handle.clone();
+    Subject {
+        layer,
+        prepare: Box::new(|_| {}),
+        started: Box::new(move || handle.snapshot().iter().map(|method| method.started).sum()),
+        in_flight: Box::new(move || read.snapshot().iter().map(|method| method.in_flight).sum()),
+    }
+}
+
+#[test]
+fn timing_keeps_it() {
+    // The generic form ends with the response, so what happens to bodies is not its concern: the suite's counts hold
+    // all the same, since a body never keeps it in flight.
+    suite_of_generic(|| {
+        let layer = TimingLayer::new("t");
+        let handle = layer.handle();
+        timing(layer, handle)
+    });
+}
+
+/// The part of the suite that fits a layer which ends with the response future.
+fn suite_of_generic<L>(make: impl Fn() -> Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<Steps>, Error = BoxError>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    readiness_is_the_inner_services(make());
+    errors_pass_through(make());
+    a_clone_starts_fresh(make());
+    bodies_pass_through(make());
+    cancelling_anywhere_gives_back(make());
+    a_panic_anywhere_gives_back(make());
+    two_services_of_a_layer_share_state(make());
+}
+
+#[test]
+fn http_timing_keeps_it() {
+    suite(|| {
+        let layer = TimingLayer::new("t").route_with(ByPath);
+        let handle = layer.handle();
+        timing(layer.http(), handle)
+    });
+    suite(|| {
+        let layer = TimingLayer::new("t");
+        let handle = layer.handle();
+        timing(layer.http().grpc(), handle)
+    });
+}
+
+#[test]
+fn grpc_keeps_it() {
+    suite(|| {
+        let layer = GrpcServerLayer::new();
+        let handle = layer.handle();
+        grpc(layer, handle)
+    });
+    suite(|| {
+        let layer = GrpcClientLayer::new()
+            .both()
+            .phases(true)
+            .exemplars(|_, _| Some("t".into()));
+        let handle = layer.handle();
+        grpc(layer, handle)
+    });
+}
+
+#[test]
+fn the_server_preset_keeps_it() {
+    suite(|| {
+        let layer = preset::grpc_server(&Flow::new("contract"));
+        let handle = layer.handle();
+        grpc(layer, handle)
+    });
+}
+
+#[test]
+fn connection_streams_keep_it() {
+    suite(|| {
+        let connections = Connections::server("contract");
+        let layer = connections.streams();
+        let open = Arc::new(connections.accept(std::io::empty()));
+        let connection = open.connection().clone();
+        let (started, in_flight) = (connection.clone(), connection.clone());
+        Subject {
+            layer,
+            prepare: Box::new(move |req| {
+                let _ = &open;
+                req.extensions_mut().insert(connection.clone());
+            }),
+            started: Box::new(move || started.streams()),
+            in_flight: Box::new(move || match in_flight.state() {
+                ConnectionState::Active(open) => open,
+                _ => 0,
+            }),
+        }
+    });
+}
