@@ -2,7 +2,16 @@
 
 #![allow(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod admin;
 mod alloc;
 mod contract;
+mod grpc;
+mod http;
+mod interop;
 mod proto;
+mod stack_hyper;
+mod stack_tonic;
 mod support;
+mod timing;
+mod tree;
+mod validators;

@@ -189,7 +189,7 @@ impl Observe for Call {
         }
         if let Some(extra) = self.extra {
             let exists = code != Code::Unimplemented && !matches!(end, End::Dropped);
-            extra.end(&self.state, method, now, code, took, exists);
+            extra.end(&self.state, method, now, took, exists);
         }
         method.end(code, took);
     }
@@ -236,15 +236,7 @@ impl Extra {
         Some([request.load(Ordering::Relaxed), self.received])
     }
 
-    fn end(
-        self,
-        state: &State,
-        method: &Method,
-        now: Instant,
-        code: Code,
-        took: Duration,
-        exists: bool,
-    ) {
+    fn end(self, state: &State, method: &Method, now: Instant, took: Duration, exists: bool) {
         if let Some(watch) = self.watch {
             method.end_phases(&watch.stop(now));
         }

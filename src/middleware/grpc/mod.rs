@@ -77,7 +77,8 @@
 //! | with [`otel`](GrpcLayer::otel): `grpc_server_call_started_total`, `grpc_client_attempt_…` | counter | `grpc_method` (and `grpc_target`) |
 //! | with `otel`: `grpc_server_call_duration_seconds`, `…_{sent,rcvd}_total_compressed_message_size_bytes`, `grpc_client_call_duration_seconds` | histogram | the same and `grpc_status` |
 //!
-//! `handled` is read before `started` on every scrape, so their difference is never negative.
+//! `handled` is read before `started` on every scrape, so their difference is never negative; it is over by the calls
+//! that ended in between.
 //!
 //! # Cost
 //!

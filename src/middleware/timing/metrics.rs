@@ -81,10 +81,7 @@ impl Route<'_> {
             "Durations within the sliding window",
         );
         for (name, value) in quantiles.iter().filter(|_| quantiles.count > 0) {
-            family.push(
-                self.labels.clone().with("quantile", name),
-                value.as_secs_f64(),
-            );
+            family.push(self.labels.clone().with("stat", name), value.as_secs_f64());
         }
     }
 

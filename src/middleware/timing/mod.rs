@@ -78,7 +78,7 @@
 //! | `tower_flow_timing_first_byte_seconds` | histogram, HTTP form only | `name`, `route` |
 //! | `tower_flow_timing_duration_seconds` | histogram, with native buckets | `name`, `route` |
 //! | `tower_flow_timing_stall_seconds_total` | counter, HTTP form only | `name`, `route`, `side` (`producer`, `consumer`) |
-//! | `tower_flow_timing_window_seconds` | gauge, over the window | `name`, `route`, `quantile` (`min`, `mean`, `p50` … `max`) |
+//! | `tower_flow_timing_window_seconds` | gauge, over the window | `name`, `route`, `stat` (`min`, `mean`, `p50` … `max`) |
 //!
 //! # Cost
 //!

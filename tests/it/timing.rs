@@ -1,0 +1,354 @@
+//! Round-trip timing, all under paused time.
+
+use std::convert::Infallible;
+use std::task::Poll;
+use std::time::Duration;
+
+use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_flow::metrics::Value;
+use tower_flow::outcome::Outcome;
+use tower_flow::signal::Signal;
+use tower_flow::stats::{Bounds, Window};
+use tower_flow::timing::{TimingHandle, TimingLayer};
+use tower_flow::{BoxError, Flow};
+use tower_http::classify::{ServerErrorsAsFailures, StatusInRangeAsFailures};
+use tower_test::{assert_request_eq, mock};
+
+use crate::support::{Steps, data, value};
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn near(measured: Duration, expected: Duration) -> bool {
+    (measured.as_secs_f64() / expected.as_secs_f64() - 1.0).abs() < 0.012
+}
+
+async fn sleep(time: Duration) -> Result<(), BoxError> {
+    tokio::time::sleep(time).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_forgets_and_the_counters_do_not() {
+    let layer = TimingLayer::new("db");
+    let mut service = layer.layer(service_fn(sleep));
+    for n in 1..=100 {
+        service.ready().await.unwrap().call(ms(n)).await.unwrap();
+    }
+    let now = &layer.handle().snapshot()[0];
+    assert_eq!(
+        (now.started, now.in_flight, now.window.count),
+        (100, 0, 100)
+    );
+    assert!(
+        near(now.window.p50, ms(50)) && near(now.window.p95, ms(95)),
+        "{now:?}"
+    );
+    assert!(
+        near(now.window.p99, ms(99)) && near(now.window.p999, ms(100)),
+        "{now:?}"
+    );
+    assert!(
+        near(now.window.min, ms(1)) && near(now.window.max, ms(100)),
+        "{now:?}"
+    );
+    assert_eq!(now.window.mean, Duration::from_micros(50_500));
+    tokio::time::advance(Duration::from_secs(61)).await;
+    let later = &layer.handle().snapshot()[0];
+    assert_eq!(
+        (later.window.count, later.started, later.ended[0]),
+        (0, 100, (Outcome::Success, 100))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_readiness_is_noted_on_the_service_that_gets_ready() {
+    let (mock, mut handle) = mock::pair::<&str, &str>();
+    let layer = TimingLayer::new("queue");
+    let mut service = layer.layer(mock);
+    handle.allow(0);
+    let mut ready = tokio_test::task::spawn(std::future::poll_fn(|cx| {
+        <_ as Service<&str>>::poll_ready(&mut service, cx)
+    }));
+    assert!(ready.poll().is_pending());
+    tokio::time::advance(ms(40)).await;
+    handle.allow(1);
+    assert!(ready.poll().is_ready());
+    drop(ready);
+    let call = service.call("hello");
+    assert_request_eq!(handle, "hello").send_response("world");
+    call.await.unwrap();
+    let now = &layer.handle().snapshot()[0];
+    assert_eq!((now.ready, now.window.max.as_millis()), (ms(40), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn phases_of_a_response_add_up() {
+    let flow = Flow::new("phases");
+    let layer = TimingLayer::new("http").attach(&flow);
+    let inner = service_fn(async |_: Request<()>| {
+        tokio::time::sleep(ms(20)).await;
+        Ok::<_, BoxError>(Response::new(Steps::new([data(b"a"), None, data(b"b")])))
+    });
+    let response = layer
+        .clone()
+        .http()
+        .layer(inner)
+        .oneshot(Request::new(()))
+        .await
+        .unwrap();
+    let mut body = response.into_body();
+    body.frame().await.unwrap().unwrap();
+    tokio::time::advance(ms(100)).await; // nobody asks: the consumer's time
+    let mut next = tokio_test::task::spawn(body.frame());
+    assert!(next.poll().is_pending());
+    tokio::time::advance(ms(30)).await; // asked, and nothing there: the producer's
+    assert!(matches!(next.poll(), Poll::Ready(Some(Ok(_)))));
+    drop(next);
+    assert!(body.frame().await.is_none());
+    let now = &layer.handle().snapshot()[0];
+    assert_eq!(now.first_byte, Some(ms(20)));
+    assert_eq!((now.producer_stall, now.consumer_stall), (ms(30), ms(100)));
+    assert!(near(now.window.max, ms(150)), "{now:?}");
+    let families = flow.families();
+    let first = families
+        .get("tower_flow_timing_first_byte_seconds")
+        .unwrap();
+    let Value::Histogram(first) = &first.series[0].value else {
+        panic!()
+    };
+    assert_eq!((first.count(), first.sum), (1, 0.02));
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_are_learned_when_somebody_serves_them_and_bounded() {
+    let layer = TimingLayer::new("http")
+        .route_by(|req: &Request<()>| req.uri().path())
+        .max_routes(2);
+    let inner = service_fn(async |req: Request<()>| {
+        let mut response = Response::new(Steps::default().known());
+        if req.uri().path().starts_with("/no") {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+        }
+        Ok::<_, Infallible>(response)
+    });
+    let mut service = layer.clone().http().layer(inner);
+    let mut get = async |path: &str| {
+        let req = Request::get(path.to_owned()).body(()).unwrap();
+        service.ready().await.unwrap().call(req).await.unwrap();
+    };
+    for n in 0..1_000 {
+        get(&format!("/no{n}")).await;
+    }
+    for path in ["/a", "/a", "/b", "/b", "/c", "/c"] {
+        get(path).await;
+    }
+    let routes: Vec<_> = layer
+        .handle()
+        .snapshot()
+        .into_iter()
+        .map(|route| (route.route, route.started))
+        .collect();
+    // The first call of each stays with `other`; so does the third route.
+    let expected = [("/a", 1), ("/b", 1), ("other", 1_004)];
+    assert_eq!(
+        routes,
+        expected.map(|(route, count)| (route.to_owned(), count))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_reads_the_window_of_its_route() {
+    let layer = TimingLayer::new("db").window(Window::new(Duration::from_secs(10), 5));
+    let signal = layer.handle().signal("db", 0.95);
+    assert_eq!((signal.name(), signal.sample()), ("db", None));
+    let mut service = layer.layer(service_fn(sleep));
+    for _ in 0..100 {
+        service.ready().await.unwrap().call(ms(20)).await.unwrap();
+    }
+    assert!((signal.sample().unwrap() - 0.02).abs() < 0.0003);
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert_eq!(signal.sample(), None, "the window has moved on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expected_interval_corrects_snapshots_and_never_series() {
+    let flow = Flow::new("corrected");
+    let layer = TimingLayer::new("db")
+        .expected_interval(ms(10))
+        .attach(&flow);
+    let mut service = layer.layer(service_fn(sleep));
+    for _ in 0..99 {
+        service.ready().await.unwrap().call(ms(10)).await.unwrap();
+    }
+    service
+        .ready()
+        .await
+        .unwrap()
+        .call(Duration::from_secs(1))
+        .await
+        .unwrap();
+    let now = &layer.handle().snapshot()[0];
+    let corrected = now.corrected.unwrap();
+    assert_eq!(now.window.count, 100);
+    assert!((195..=200).contains(&corrected.count), "{corrected:?}");
+    assert!(
+        near(now.window.p90, ms(10)) && corrected.p90 > ms(700),
+        "{corrected:?}"
+    );
+    let counted = value(&flow.families(), "tower_flow_timing_duration_seconds", &[]);
+    assert_eq!(counted, Some(100.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hdr_log_is_read_back_by_hdrhistogram() {
+    let layer = TimingLayer::new("db, main");
+    let mut service = layer.layer(service_fn(sleep));
+    for n in 1..=20 {
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(ms(500 * (n % 2) + 500))
+            .await
+            .unwrap();
+    }
+    let mut log = Vec::new();
+    layer.handle().hdr_log("db, main", &mut log).unwrap();
+    let mut counted = 0;
+    let mut slices = 0;
+    for entry in IntervalLogIterator::new(&log) {
+        if let LogEntry::Interval(interval) = entry.unwrap() {
+            assert_eq!(interval.tag().unwrap().as_str(), "db__main");
+            let text = interval.encoded_histogram();
+            let bytes = base64_decoded(text);
+            let histogram: hdrhistogram::Histogram<u64> = Deserializer::new()
+                .deserialize(&mut bytes.as_slice())
+                .unwrap();
+            counted += histogram.len();
+            slices += 1;
+        }
+    }
+    assert_eq!(
+        (counted, slices),
+        (20, 2),
+        "fifteen seconds in slices of ten"
+    );
+    let missing = layer.handle().hdr_log("nowhere", Vec::new()).unwrap_err();
+    assert_eq!(missing.kind(), std::io::ErrorKind::NotFound);
+}
+
+fn base64_decoded(text: &str) -> Vec<u8> {
+    let value = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u8> = text
+        .bytes()
+        .take_while(|byte| *byte != b'=')
+        .map(value)
+        .collect();
+    digits
+        .chunks(4)
+        .flat_map(|group| {
+            let bits = group
+                .iter()
+                .fold(0u32, |bits, digit| bits << 6 | u32::from(*digit))
+                << (6 * (4 - group.len()));
+            bits.to_be_bytes()[1..group.len()].to_vec()
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn classifiers_of_tower_http_fit() {
+    let answer = |status: u16| {
+        service_fn(move |_: Request<()>| async move {
+            let mut response = Response::new(Steps::default().known());
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            Ok::<_, BoxError>(response)
+        })
+    };
+    let told = |handle: TimingHandle| handle.snapshot()[0].ended.clone();
+    let layer = TimingLayer::new("t");
+    let strict = layer.clone().http().classify_by(
+        StatusInRangeAsFailures::new_for_client_and_server_errors().into_make_classifier(),
+    );
+    strict
+        .layer(answer(429))
+        .oneshot(Request::new(()))
+        .await
+        .unwrap();
+    assert_eq!(told(layer.handle()), [(Outcome::Failure, 1)]);
+    let layer = TimingLayer::new("t");
+    let usual = layer
+        .clone()
+        .http()
+        .classify_by(ServerErrorsAsFailures::make_classifier());
+    usual
+        .layer(answer(429))
+        .oneshot(Request::new(()))
+        .await
+        .unwrap();
+    assert_eq!(told(layer.handle()), [(Outcome::Success, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_a_generic_service_have_outcomes() {
+    let layer = TimingLayer::new("t");
+    let inner = service_fn(async |late: bool| {
+        let error: BoxError = match late {
+            true => tokio::time::timeout(ms(1), std::future::pending::<()>())
+                .await
+                .unwrap_err()
+                .into(),
+            false => "no".into(),
+        };
+        Err::<(), _>(error)
+    });
+    let mut service = layer.layer(inner);
+    for late in [true, false] {
+        service.ready().await.unwrap().call(late).await.unwrap_err();
+    }
+    let ended = &layer.handle().snapshot()[0].ended;
+    assert_eq!(
+        *ended,
+        [(Outcome::Failure, 1), (Outcome::DeadlineExceeded, 1)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_call_is_told_by_its_deadline() {
+    let layer = TimingLayer::new("t");
+    let never =
+        service_fn(|_: Request<()>| std::future::pending::<Result<Response<Steps>, BoxError>>());
+    for wait in [10, 50] {
+        let req = Request::builder()
+            .header("grpc-timeout", "50m")
+            .body(())
+            .unwrap();
+        let call = layer.clone().http().layer(never).oneshot(req);
+        assert!(tokio::time::timeout(ms(wait), call).await.is_err());
+    }
+    let ended = &layer.handle().snapshot()[0].ended;
+    assert_eq!(
+        *ended,
+        [(Outcome::Cancelled, 1), (Outcome::DeadlineExceeded, 1)]
+    );
+}
+
+#[test]
+#[should_panic(expected = "set options before its handle")]
+fn an_option_after_the_handle_is_refused() {
+    let layer = TimingLayer::new("t");
+    let _handle = layer.handle();
+    let _ = layer.buckets(Bounds::seconds([1.0]));
+}
