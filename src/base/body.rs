@@ -492,8 +492,7 @@ mod tests {
             let _ = body.enter(|cx, body| body.poll_frame(cx));
         }
         drop(body);
-        let notes = notes.borrow().clone();
-        notes
+        notes.take()
     }
 
     #[test]

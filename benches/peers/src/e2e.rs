@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tonic::codegen::StdError;
@@ -20,7 +19,7 @@ use tower_layer::{Identity, Layer};
 use tower_service::Service;
 
 use crate::echo::{Client, EchoServer};
-use crate::support;
+use crate::{cpu, support};
 
 const IN_FLIGHT: usize = 64;
 const SLICE: Duration = Duration::from_millis(250);
@@ -36,6 +35,7 @@ struct Variant {
 
 pub fn print() {
     let rounds = support::rounds();
+    cpu::pin(0);
     let variants = runtime().block_on(async {
         let mut variants = variants();
         for round in 0..=rounds {
@@ -101,10 +101,11 @@ impl Variant {
         let (clock, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<Duration>>();
         let (bound, address) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
+            cpu::pin(1);
             runtime().block_on(async {
                 tokio::spawn(async move {
                     while let Some(reply) = asked.recv().await {
-                        let _ = reply.send(thread_time());
+                        let _ = reply.send(cpu::time());
                     }
                 });
                 let incoming = TcpIncoming::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
@@ -187,11 +188,6 @@ fn channel(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}"))
         .expect("an address")
         .connect_lazy()
-}
-
-fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {

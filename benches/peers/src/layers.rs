@@ -13,6 +13,7 @@ use tower_layer::Layer;
 use tower_otel_http_metrics::HTTPMetricsLayerBuilder;
 use tower_service::Service;
 
+use crate::cpu;
 use crate::floor::Floor;
 use crate::support::{self, Cost, Echo, Question, Variant};
 
@@ -184,9 +185,10 @@ where
     let run = move |requests: &[Request<Question>]| {
         let begin = Barrier::new(2);
         std::thread::scope(|scope| {
-            for service in [service.clone(), service.clone()] {
+            for (n, service) in [service.clone(), service.clone()].into_iter().enumerate() {
                 let begin = &begin;
                 scope.spawn(move || {
+                    cpu::pin(n);
                     begin.wait();
                     for req in requests {
                         support::call(&mut service.clone(), req.clone());

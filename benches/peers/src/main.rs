@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release --manifest-path benches/peers/Cargo.toml`
 
+mod cpu;
 mod e2e;
 mod echo;
 mod floor;

@@ -172,7 +172,7 @@ impl Code {
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_otel())
+        f.pad(self.as_otel())
     }
 }
 

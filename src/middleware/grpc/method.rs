@@ -115,7 +115,7 @@ impl GrpcType {
 
 impl fmt::Display for GrpcType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.pad(self.as_str())
     }
 }
 

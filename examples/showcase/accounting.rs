@@ -1,0 +1,146 @@
+//! The first act: accounting and timing round a live tonic server and its client.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tonic::transport::{Endpoint, Server, server::TcpIncoming};
+use tower::ServiceBuilder;
+use tower_flow::connection::Connections;
+use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot, TonicBodyLayer};
+use tower_flow::preset::ByPath;
+use tower_flow::timing::{TimingHandle, TimingLayer};
+use tower_flow::Flow;
+
+use crate::echo::{Echo, EchoClient, EchoServer, FDS};
+use crate::report::{Act, Side};
+use crate::{Options, load};
+
+/// What stays up after the act.
+pub(crate) struct Live {
+    pub(crate) url: String,
+}
+
+pub(crate) async fn run(options: &Options) -> Result<(Act, Live), Box<dyn Error>> {
+    let flow = Flow::new("showcase");
+    let admin = flow.admin().bind("127.0.0.1:0".parse()?).await?;
+    let live = Live {
+        url: format!("http://{}/", admin.local_addr()),
+    };
+    tokio::spawn(admin.run());
+    eprintln!("live on {}", live.url);
+
+    // The presets' layers, in the presets' order, with the methods' types from the descriptor set.
+    let server_timing = TimingLayer::new("server").route_with(ByPath).attach(&flow);
+    let server_times = server_timing.handle();
+    let server = GrpcServerLayer::new().register_fds(FDS)?.attach(&flow);
+    let server_books = server.handle();
+    let connections = Connections::server("showcase").attach(&flow);
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
+    let addr = incoming.local_addr()?;
+    tokio::spawn(
+        Server::builder()
+            .layer(server.along(server_timing.http().grpc()))
+            .layer(connections.streams())
+            .add_service(EchoServer::new(Echo))
+            .serve_with_incoming(connections.incoming(incoming)),
+    );
+
+    let client_timing = TimingLayer::new("client").route_with(ByPath).attach(&flow);
+    let client_times = client_timing.handle();
+    let client = GrpcClientLayer::new().register_fds(FDS)?.attach(&flow);
+    let client_books = client.handle();
+    let channel = Endpoint::from_shared(format!("http://{addr}"))?.connect().await?;
+    let stub = EchoClient::new(
+        ServiceBuilder::new()
+            .layer(client.along(client_timing.http().grpc()))
+            .layer(TonicBodyLayer::new())
+            .service(channel),
+    );
+
+    let driven = load::drive(stub, Duration::from_secs(options.seconds), options.json).await;
+    settle(&server_books, &client_books).await;
+    let sides = vec![
+        Side::new("server", &server_books, &server_times),
+        Side::new("client", &client_books, &client_times),
+    ];
+    let problems = disagreements(&server_books, &client_books, driven.calls);
+    Ok((
+        Act {
+            name: "accounting",
+            sides,
+            driven,
+            connections: connections.snapshot(),
+            problems,
+        },
+        live,
+    ))
+}
+
+/// Waits until the last resets have arrived: cancelled calls end on the server a little after the client left them.
+async fn settle(server: &GrpcHandle, client: &GrpcHandle) {
+    let quiet = |handle: &GrpcHandle| handle.snapshot().iter().all(|method| method.in_flight == 0);
+    for _ in 0..500 {
+        if quiet(server) && quiet(client) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What the two sides' books do not agree on.
+///
+/// A call that is cut short may have messages under way that only one side ever saw; so messages are compared exactly
+/// for the methods whose calls all ran to their end, and as "never received more than was sent" for the others.
+fn disagreements(server: &GrpcHandle, client: &GrpcHandle, calls: u64) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut check = |ok: bool, problem: String| {
+        if !ok {
+            problems.push(problem);
+        }
+    };
+    let handled = |method: &MethodSnapshot| method.handled.iter().map(|(_, count)| count).sum::<u64>();
+    let mut started = 0;
+    for ours in client.snapshot() {
+        let name = &ours.method;
+        let Some(theirs) = server.snapshot().into_iter().find(|theirs| theirs.method == *name) else {
+            check(false, format!("{name}: the server never heard of it"));
+            continue;
+        };
+        started += ours.started;
+        for (side, method) in [("client", &ours), ("server", &theirs)] {
+            let (started, handled) = (method.started, handled(method));
+            check(started == handled, format!("{name}: {side} started {started} and handled {handled}"));
+            check(method.truncated == 0 || handled > 0, format!("{name}: {side} saw truncated bodies"));
+        }
+        let cut = |method: &MethodSnapshot| {
+            use tower_flow::outcome::Code::{Cancelled, DeadlineExceeded};
+            let cut = method.handled.iter().filter(|(code, _)| matches!(code, Cancelled | DeadlineExceeded));
+            cut.map(|(_, count)| count).sum::<u64>()
+        };
+        let whole = cut(&ours) + cut(&theirs) == 0;
+        for (what, sent, received) in [
+            ("messages to the server", ours.messages_sent, theirs.messages_received),
+            ("messages to the client", theirs.messages_sent, ours.messages_received),
+            ("bytes to the server", ours.bytes_sent, theirs.bytes_received),
+            ("bytes to the client", theirs.bytes_sent, ours.bytes_received),
+        ] {
+            let agree = if whole { sent == received } else { sent >= received };
+            check(agree, format!("{name}: {sent} {what} sent, {received} received"));
+        }
+        // A call may end before it ever reached the wire; none may appear from nowhere.
+        let (here, there) = (ours.started, theirs.started);
+        check(if whole { here == there } else { here >= there }, format!("{name}: {here} calls sent, {there} received"));
+    }
+    check(started == calls, format!("{calls} calls were made, {started} were counted"));
+    problems
+}
+
+impl Side {
+    fn new(name: &'static str, books: &GrpcHandle, times: &TimingHandle) -> Self {
+        Self {
+            name,
+            methods: books.snapshot(),
+            times: times.snapshot(),
+        }
+    }
+}
