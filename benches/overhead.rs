@@ -2,7 +2,12 @@
 //!
 //! `cargo bench --features full --bench overhead`
 
-#![allow(missing_docs, unreachable_pub, missing_debug_implementations)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::type_complexity
+)]
 
 mod support;
 

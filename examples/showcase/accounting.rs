@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server, server::TcpIncoming};
 use tower::ServiceBuilder;
+use tower_flow::Flow;
 use tower_flow::connection::Connections;
-use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot, TonicBodyLayer};
+use tower_flow::grpc::{
+    GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot, TonicBodyLayer,
+};
 use tower_flow::preset::ByPath;
 use tower_flow::timing::{TimingHandle, TimingLayer};
-use tower_flow::Flow;
 
 use crate::echo::{Echo, EchoClient, EchoServer, FDS};
 use crate::report::{Act, Side};
@@ -49,7 +51,9 @@ pub(crate) async fn run(options: &Options) -> Result<(Act, Live), Box<dyn Error>
     let client_times = client_timing.handle();
     let client = GrpcClientLayer::new().register_fds(FDS)?.attach(&flow);
     let client_books = client.handle();
-    let channel = Endpoint::from_shared(format!("http://{addr}"))?.connect().await?;
+    let channel = Endpoint::from_shared(format!("http://{addr}"))?
+        .connect()
+        .await?;
     let stub = EchoClient::new(
         ServiceBuilder::new()
             .layer(client.along(client_timing.http().grpc()))
@@ -98,40 +102,83 @@ fn disagreements(server: &GrpcHandle, client: &GrpcHandle, calls: u64) -> Vec<St
             problems.push(problem);
         }
     };
-    let handled = |method: &MethodSnapshot| method.handled.iter().map(|(_, count)| count).sum::<u64>();
+    let handled =
+        |method: &MethodSnapshot| method.handled.iter().map(|(_, count)| count).sum::<u64>();
     let mut started = 0;
     for ours in client.snapshot() {
         let name = &ours.method;
-        let Some(theirs) = server.snapshot().into_iter().find(|theirs| theirs.method == *name) else {
+        let Some(theirs) = server
+            .snapshot()
+            .into_iter()
+            .find(|theirs| theirs.method == *name)
+        else {
             check(false, format!("{name}: the server never heard of it"));
             continue;
         };
         started += ours.started;
         for (side, method) in [("client", &ours), ("server", &theirs)] {
             let (started, handled) = (method.started, handled(method));
-            check(started == handled, format!("{name}: {side} started {started} and handled {handled}"));
-            check(method.truncated == 0 || handled > 0, format!("{name}: {side} saw truncated bodies"));
+            check(
+                started == handled,
+                format!("{name}: {side} started {started} and handled {handled}"),
+            );
+            check(
+                method.truncated == 0 || handled > 0,
+                format!("{name}: {side} saw truncated bodies"),
+            );
         }
         let cut = |method: &MethodSnapshot| {
             use tower_flow::outcome::Code::{Cancelled, DeadlineExceeded};
-            let cut = method.handled.iter().filter(|(code, _)| matches!(code, Cancelled | DeadlineExceeded));
+            let cut = method
+                .handled
+                .iter()
+                .filter(|(code, _)| matches!(code, Cancelled | DeadlineExceeded));
             cut.map(|(_, count)| count).sum::<u64>()
         };
         let whole = cut(&ours) + cut(&theirs) == 0;
         for (what, sent, received) in [
-            ("messages to the server", ours.messages_sent, theirs.messages_received),
-            ("messages to the client", theirs.messages_sent, ours.messages_received),
-            ("bytes to the server", ours.bytes_sent, theirs.bytes_received),
-            ("bytes to the client", theirs.bytes_sent, ours.bytes_received),
+            (
+                "messages to the server",
+                ours.messages_sent,
+                theirs.messages_received,
+            ),
+            (
+                "messages to the client",
+                theirs.messages_sent,
+                ours.messages_received,
+            ),
+            (
+                "bytes to the server",
+                ours.bytes_sent,
+                theirs.bytes_received,
+            ),
+            (
+                "bytes to the client",
+                theirs.bytes_sent,
+                ours.bytes_received,
+            ),
         ] {
-            let agree = if whole { sent == received } else { sent >= received };
-            check(agree, format!("{name}: {sent} {what} sent, {received} received"));
+            let agree = if whole {
+                sent == received
+            } else {
+                sent >= received
+            };
+            check(
+                agree,
+                format!("{name}: {sent} {what} sent, {received} received"),
+            );
         }
         // A call may end before it ever reached the wire; none may appear from nowhere.
         let (here, there) = (ours.started, theirs.started);
-        check(if whole { here == there } else { here >= there }, format!("{name}: {here} calls sent, {there} received"));
+        check(
+            if whole { here == there } else { here >= there },
+            format!("{name}: {here} calls sent, {there} received"),
+        );
     }
-    check(started == calls, format!("{calls} calls were made, {started} were counted"));
+    check(
+        started == calls,
+        format!("{calls} calls were made, {started} were counted"),
+    );
     problems
 }
 

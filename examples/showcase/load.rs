@@ -32,9 +32,15 @@ where
         .map(|caller| tokio::spawn(calls(stub.clone(), caller, start + time)))
         .collect();
     let watching = async {
-        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
         let bar = ProgressBar::with_draw_target(Some(time.as_millis() as u64), target);
-        if let Ok(style) = ProgressStyle::with_template("driving a mixed load {wide_bar} {percent:>3} %") {
+        if let Ok(style) =
+            ProgressStyle::with_template("driving a mixed load {wide_bar} {percent:>3} %")
+        {
             bar.set_style(style);
         }
         while start.elapsed() < time {
@@ -46,7 +52,9 @@ where
     watching.await;
     let mut made = 0;
     for caller in callers {
-        made += caller.await.expect("a caller catches what its calls come to");
+        made += caller
+            .await
+            .expect("a caller catches what its calls come to");
     }
     Driven {
         calls: made,
@@ -88,23 +96,43 @@ where
             }
             // Leaves a stream half read.
             4 => {
-                if let Ok(answers) = stub.scatter(Note { times: 50, delay_ms: 1, ..note }).await {
+                if let Ok(answers) = stub
+                    .scatter(Note {
+                        times: 50,
+                        delay_ms: 1,
+                        ..note
+                    })
+                    .await
+                {
                     answers.into_inner().take(3).for_each(async |_| ()).await;
                 }
             }
             // Gives up on an answer.
             5 => {
-                let slow = stub.say(Note { delay_ms: 50, ..note });
+                let slow = stub.say(Note {
+                    delay_ms: 50,
+                    ..note
+                });
                 let _ = tokio::time::timeout(Duration::from_millis(5), slow).await;
             }
             // Runs out of time.
             6 => {
-                let mut late = Request::new(Note { delay_ms: 50, ..note });
+                let mut late = Request::new(Note {
+                    delay_ms: 50,
+                    ..note
+                });
                 late.set_timeout(Duration::from_millis(10));
                 let _ = stub.say(late).await;
             }
             // Is asked to fail, in many ways.
-            7 | 8 => _ = stub.say(Note { fail: 1 + (turn % 16) as u32, ..note }).await,
+            7 | 8 => {
+                _ = stub
+                    .say(Note {
+                        fail: 1 + (turn % 16) as u32,
+                        ..note
+                    })
+                    .await
+            }
             _ => _ = stub.say(note).await,
         }
     }

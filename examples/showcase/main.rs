@@ -7,9 +7,9 @@
 //! `--seconds N` drives for N seconds (10) · `--json` prints one JSON object and nothing else on stdout · `--hold`
 //! keeps serving until Ctrl-C
 
+mod accounting;
 #[path = "../echo/mod.rs"]
 mod echo;
-mod accounting;
 mod load;
 mod report;
 
@@ -76,5 +76,9 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         tokio::signal::ctrl_c().await?;
     }
     let agree = acts.iter().all(|act| act.problems.is_empty());
-    Ok(if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if agree {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -57,8 +57,14 @@ impl Act {
             ("seconds", self.driven.took.into()),
             ("connections", self.connections.opened.into()),
             ("agree", self.problems.is_empty().into()),
-            ("problems", Value::list(self.problems.iter().map(|problem| problem.as_str().into()))),
-            ("sides", Value::map(self.sides.iter().map(|side| (side.name, side.json())))),
+            (
+                "problems",
+                Value::list(self.problems.iter().map(|problem| problem.as_str().into())),
+            ),
+            (
+                "sides",
+                Value::map(self.sides.iter().map(|side| (side.name, side.json()))),
+            ),
         ])
     }
 }
@@ -70,11 +76,23 @@ impl Side {
         println!("\n{}", self.name);
         println!(
             "  {:<9}{:<14}{:>9}{:>11}{:>11}{:>11}{:>11}{:>10}{:>10}  handled by code",
-            "method", "type", "started", "msgs in", "msgs out", "MiB in", "MiB out", "p50 ms", "p99 ms"
+            "method",
+            "type",
+            "started",
+            "msgs in",
+            "msgs out",
+            "MiB in",
+            "MiB out",
+            "p50 ms",
+            "p99 ms"
         );
         for method in &self.methods {
             let (p50, p99) = self.quantiles(method);
-            let codes: Vec<_> = method.handled.iter().map(|(code, count)| format!("{}={count}", code.as_go())).collect();
+            let codes: Vec<_> = method
+                .handled
+                .iter()
+                .map(|(code, count)| format!("{}={count}", code.as_go()))
+                .collect();
             println!(
                 "  {:<9}{:<14}{:>9}{:>11}{:>11}{:>11.1}{:>11.1}{p50:>10.2}{p99:>10.2}  {}",
                 method.method,
@@ -92,7 +110,10 @@ impl Side {
     fn json(&self) -> Value {
         Value::list(self.methods.iter().map(|method| {
             let (p50, p99) = self.quantiles(method);
-            let handled = method.handled.iter().map(|(code, count)| (code.as_go(), (*count).into()));
+            let handled = method
+                .handled
+                .iter()
+                .map(|(code, count)| (code.as_go(), (*count).into()));
             Value::map([
                 ("method", method.method.clone().into()),
                 ("type", method.kind.as_str().into()),

@@ -130,11 +130,10 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             // A panic in the consumer is no time to ask the inner body anything; the guard sees to the rest.
-            if this.observer.0.is_some() && !std::thread::panicking() && this.inner.is_end_stream() {
-                if let Some(observer) = this.observer.0.take() {
+            if this.observer.0.is_some() && !std::thread::panicking() && this.inner.is_end_stream()
+                && let Some(observer) = this.observer.0.take() {
                     observer.end(End::<Infallible>::Complete, &Moment::new());
                 }
-            }
         }
     }
 }

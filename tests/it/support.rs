@@ -125,7 +125,7 @@ impl Body for Steps {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }
 

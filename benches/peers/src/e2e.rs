@@ -54,7 +54,7 @@ pub fn print() {
     println!("## A tonic server, end to end\n");
     println!(
         "A unary echo over loopback, {IN_FLIGHT} calls in flight: the server's thread runs its own single-threaded \
-         runtime and reads its own CPU clock before and after each slice of {} ms. All variants take turns in each of \
+         runtime on one processor, the client on another, and reads its own CPU clock before and after each slice of {} ms. All variants take turns in each of \
          {rounds} rounds, and a variant is compared with the server without a layer in the same round.\n",
         SLICE.as_millis()
     );

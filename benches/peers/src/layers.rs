@@ -49,8 +49,8 @@ pub fn print() {
     println!("## One unary gRPC call through a layer, in memory\n");
     println!(
         "Nanoseconds over the bare service, median (least) of {rounds} rounds of {CALLS} calls in turn; the requests are \
-         for 21 methods, and every response is read to its trailers. With two threads each of them calls a clone for \
-         every request, and the time is that of the slower one, per call.\n"
+         for 21 methods, and every response is read to its trailers. With two threads, on a processor each, both \
+         call a clone for every request; the time is that of the slower one, per call.\n"
     );
     println!(
         "| layer | it sees | one service | a clone a call | two threads | allocations, one service | a clone a call |"
@@ -77,7 +77,8 @@ pub fn print() {
         "\n\"To the headers\" means that a call is over there: neither a status in the trailers nor the time of the body \
          counts. The OpenTelemetry layers report to the SDK's meter provider with its manual reader, \
          axum-prometheus to its own recorder with its upkeep every five seconds, tonic_prometheus_layer to its global \
-         registry. TraceLayer has no subscriber, so its spans are disabled."
+         registry. TraceLayer has no subscriber, so its spans are disabled; axum-prometheus \
+         turns on tracing's feature `log` for the whole build, which costs TraceLayer a little."
     );
 }
 

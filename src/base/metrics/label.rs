@@ -16,7 +16,7 @@ impl Labels {
     ///
     /// # Panics
     ///
-    /// When `name` is no label name ([`valid_name`]) or is there already.
+    /// When `name` is no label name (letters, digits and `_`; neither `le` nor `__…`) or is there already.
     #[must_use]
     pub fn with(
         mut self,

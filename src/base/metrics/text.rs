@@ -168,11 +168,11 @@ impl Text {
     fn exemplar(self, out: &mut String, exemplar: Option<&Exemplar>) -> fmt::Result {
         if let (Self::OpenMetrics, Some(exemplar)) = (self, exemplar) {
             // An empty set is written too: the braces are not optional here.
-            let labels = exemplar
-                .labels
-                .is_empty()
-                .then_some("{}")
-                .unwrap_or_default();
+            let labels = if exemplar.labels.is_empty() {
+                "{}"
+            } else {
+                Default::default()
+            };
             write!(
                 out,
                 " # {labels}{} {}",

@@ -253,10 +253,10 @@ fn from_cause(cause: &(dyn Error + 'static)) -> Option<Code> {
                 return Some(Cancelled);
             }
         }
-        if let Some(error) = cause.downcast_ref::<hyper_util::client::legacy::Error>() {
-            if error.is_connect() {
-                return Some(Unavailable);
-            }
+        if let Some(error) = cause.downcast_ref::<hyper_util::client::legacy::Error>()
+            && error.is_connect()
+        {
+            return Some(Unavailable);
         }
     }
     cause.downcast_ref::<std::io::Error>().and_then(from_io)

@@ -216,10 +216,10 @@ impl Scanner {
 
     #[inline]
     fn payload(&mut self, payload: &[u8], tally: &mut Tally) {
-        if let Some(web) = &mut self.web {
-            if web.trailer(payload, self.left == 0) {
-                return;
-            }
+        if let Some(web) = &mut self.web
+            && web.trailer(payload, self.left == 0)
+        {
+            return;
         }
         tally.bytes += payload.len() as u64;
         if self.left == 0 {

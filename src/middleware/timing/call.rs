@@ -46,10 +46,10 @@ impl Call {
     pub(super) fn end(self, outcome: Outcome, now: Instant) {
         let phases = self.watch.stop(now);
         self.state.measures(&self.place).end(now, outcome, &phases);
-        if let Place::Other(Some(name)) = &self.place {
-            if matches!(outcome, Outcome::Success | Outcome::Failure) {
-                self.state.admit(name);
-            }
+        if let Place::Other(Some(name)) = &self.place
+            && matches!(outcome, Outcome::Success | Outcome::Failure)
+        {
+            self.state.admit(name);
         }
     }
 
