@@ -3,7 +3,7 @@
 use tower::ServiceBuilder;
 use tower_layer::Stack;
 
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "grpc", feature = "timing"))]
 use crate::Flow;
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
