@@ -7,6 +7,7 @@
 //! - At least half of the slots stay empty, so a look-up of an unknown name ends soon, whoever chose that name.
 
 use std::hash::Hasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustc_hash::FxHasher;
@@ -18,7 +19,8 @@ use rustc_hash::FxHasher;
 pub struct Names<V> {
     slots: Box<[OnceLock<Box<Entry<V>>>]>,
     max: usize,
-    growing: Mutex<usize>,
+    growing: Mutex<()>,
+    len: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -34,7 +36,8 @@ impl<V> Names<V> {
         Self {
             slots: (0..slots).map(|_| OnceLock::new()).collect(),
             max,
-            growing: Mutex::new(0),
+            growing: Mutex::new(()),
+            len: AtomicUsize::new(0),
         }
     }
 
@@ -56,11 +59,11 @@ impl<V> Names<V> {
         if let Some(place) = self.find(name) {
             return Some(place);
         }
-        let mut len = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = self.find(name) {
             return Some(place);
         }
-        if *len == self.max {
+        if self.is_full() {
             return None;
         }
         let mut place = self.home(name);
@@ -73,7 +76,7 @@ impl<V> Names<V> {
                 value: value(),
             })
         });
-        *len += 1;
+        self.len.fetch_add(1, Ordering::Relaxed);
         Some(place)
     }
 
@@ -90,9 +93,14 @@ impl<V> Names<V> {
             .value
     }
 
+    /// Whether there is no room for another name.
+    pub fn is_full(&self) -> bool {
+        self.len() == self.max
+    }
+
     /// How many names there are.
     pub fn len(&self) -> usize {
-        *self.growing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.len.load(Ordering::Relaxed)
     }
 
     /// Whether there is none.

@@ -181,7 +181,7 @@ impl Observe for Call {
         let took = now.saturating_duration_since(self.started);
         let method = self.state.method(self.place);
         if let Some(scanner) = &self.scanner {
-            flaws(method, scanner, end);
+            flaws(&self.state, self.place, scanner, end);
         }
         if self.state.options.otel {
             let sizes = self.extra.as_ref().and_then(|extra| extra.sizes());
@@ -253,12 +253,12 @@ impl Extra {
 }
 
 #[inline]
-fn flaws<E>(method: &Method, scanner: &Scanner, end: End<'_, E>) {
+fn flaws<E>(state: &State, place: Place, scanner: &Scanner, end: End<'_, E>) {
     if scanner.is_truncated() && !matches!(end, End::Dropped) {
-        method.truncated();
+        state.method(place).truncated();
     }
     if scanner.is_blind() {
-        method.blind();
+        state.method(place).blind();
     }
 }
 
@@ -300,7 +300,7 @@ impl Observe for Messages {
 
     #[inline]
     fn end<E: Display + 'static>(self, end: End<'_, E>, _: &Moment) {
-        flaws(self.state.method(self.place), &self.scanner, end);
+        flaws(&self.state, self.place, &self.scanner, end);
     }
 }
 

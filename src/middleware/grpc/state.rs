@@ -77,8 +77,7 @@ impl State {
     /// The path, if it may become a method once a call of it was not answered with UNIMPLEMENTED.
     #[cold]
     pub(super) fn learnable(&self, path: &str) -> Option<Box<str>> {
-        let learnable =
-            self.options.max_learned > 0 && path.len() <= LONGEST && split(path).is_some();
+        let learnable = path.len() <= LONGEST && split(path).is_some() && !self.methods.is_full();
         learnable.then(|| path.into())
     }
 

@@ -116,14 +116,15 @@ impl State {
             None => Place::Only,
             Some(name) => match self.routes.find(name) {
                 Some(place) => Place::Known(place),
-                None => Self::unknown(name),
+                None => self.unknown(name),
             },
         }
     }
 
     #[cold]
-    fn unknown(name: &str) -> Place {
-        Place::Other((name.len() <= LONGEST).then(|| name.into()))
+    fn unknown(&self, name: &str) -> Place {
+        let learnable = name.len() <= LONGEST && !self.routes.is_full();
+        Place::Other(learnable.then(|| name.into()))
     }
 
     #[inline]
