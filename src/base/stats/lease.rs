@@ -59,8 +59,9 @@ impl<T: Leased> Lease<T> {
         Self(Some(value))
     }
 
+    /// What is shared.
     #[inline]
-    fn shared(&self) -> &Arc<T> {
+    pub(crate) fn shared(&self) -> &Arc<T> {
         self.0
             .as_ref()
             .expect("a lease holds its value until it is dropped")

@@ -26,14 +26,17 @@ use crate::base::deadline::Deadline;
 use crate::base::header;
 use crate::base::metrics::{Exemplar, Labels};
 use crate::base::outcome::Code;
-use crate::base::stats::{Lease, Stopwatch};
+use crate::base::stats::{Lease, Pooled, Stopwatch, pooled};
 
 /// Timers fire on whole milliseconds, so what was cut off this close to its deadline was cut off by it.
 const SLACK: Duration = Duration::from_millis(1);
 
 /// What the future and the response body of a call carry.
-pub struct Call {
-    state: Lease<State>,
+pub struct Call(Pooled<Record>);
+
+/// What is known of a call.
+struct Record {
+    state: Arc<State>,
     place: Place,
     started: Instant,
     deadline: Option<Deadline>,
@@ -44,12 +47,18 @@ pub struct Call {
 }
 
 /// What a request body carries.
-pub struct Messages {
-    state: Lease<State>,
+pub struct Messages(Pooled<Half>);
+
+/// What is known of a request.
+struct Half {
+    state: Arc<State>,
     place: Place,
     scanner: Scanner,
     sizes: Option<Sizes>,
 }
+
+pooled!(Record);
+pooled!(Half);
 
 /// What only some calls need, kept apart so that the others are small to move.
 #[derive(Default)]
@@ -84,25 +93,45 @@ impl Call {
         let options = &state.options;
         let mut place = state.find(req.uri().path());
         let extra = Extra::of(state, &mut place, started, req);
-        let call = Self {
-            state: state.clone(),
-            place,
-            started,
-            deadline: Deadline::asked(req.extensions(), timeout, started, options.timeout),
-            head: None,
-            status: None,
-            scanner: None,
-            extra,
-        };
-        let sizes = call.extra.as_ref().and_then(|extra| extra.sizes.clone());
-        let messages = Messages {
-            state: state.clone(),
-            place,
-            scanner: Scanner::new(framing),
-            sizes,
-        };
+        let sizes = extra.as_ref().and_then(|extra| extra.sizes.clone());
+        let deadline = Deadline::asked(req.extensions(), timeout, started, options.timeout);
+
+        let mut call = Record::of(state.shared(), started);
+        call.place = place;
+        call.started = started;
+        call.deadline = deadline;
+        call.head = None;
+        call.status = None;
+        call.scanner = None;
+        call.extra = extra;
+        let mut messages = Half::of(state.shared());
+        messages.place = place;
+        messages.scanner = Scanner::new(framing);
+        messages.sizes = sizes;
         state.method(place).start();
-        Some((call, messages))
+        Some((Self(call), Messages(messages)))
+    }
+}
+
+// ===== impl Record =====
+
+impl Record {
+    /// A record of a call of `state`'s, to be written anew.
+    #[inline]
+    fn of(state: &Arc<State>, now: Instant) -> Pooled<Self> {
+        Pooled::take(
+            |spare: &Self| Arc::ptr_eq(&spare.state, state),
+            || Self {
+                state: state.clone(),
+                place: None,
+                started: now,
+                deadline: None,
+                head: None,
+                status: None,
+                scanner: None,
+                extra: None,
+            },
+        )
     }
 
     fn watch(&mut self) -> Option<&mut Stopwatch> {
@@ -143,53 +172,59 @@ impl Call {
 impl Observe for Call {
     #[inline]
     fn head<B>(&mut self, response: &http::Response<B>, _: &Moment) {
+        let call = &mut *self.0;
         let [kind, status] = header::find(response.headers(), ["content-type", "grpc-status"]);
-        self.head = status.map(|status| Code::from_bytes(status.as_bytes()));
-        self.status = Some(response.status());
-        self.scanner = Framing::of(kind).map(Scanner::new);
+        call.head = status.map(|status| Code::from_bytes(status.as_bytes()));
+        call.status = Some(response.status());
+        call.scanner = Framing::of(kind).map(Scanner::new);
     }
 
+    #[inline]
     fn pending(&mut self, at: &Moment) {
-        if let Some(watch) = self.watch() {
+        if let Some(watch) = self.0.watch() {
             watch.pending(|| at.now());
         }
     }
 
     #[inline]
     fn data<D: Buf>(&mut self, data: &D, at: &Moment) {
-        if let Some(watch) = self.watch() {
+        let call = &mut *self.0;
+        if let Some(watch) = call.watch() {
             if watch.awaits_first() {
                 watch.first(at.now());
             }
             watch.delivered(|| at.now());
         }
-        if let Some(scanner) = &mut self.scanner {
+        if let Some(scanner) = &mut call.scanner {
             let tally = scanner.scan(data);
-            self.state
-                .method(self.place)
+            call.state
+                .method(call.place)
                 .passed(Direction::Response, tally);
-            if let Some(extra) = &mut self.extra {
+            if let Some(extra) = &mut call.extra {
                 extra.received += tally.bytes;
             }
         }
     }
 
     #[inline]
-    fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment) {
+    fn end<E: Display + 'static>(mut self, end: End<'_, E>, at: &Moment) {
+        let call = &mut *self.0;
         let now = at.now();
-        let code = self.code(now, end);
-        let took = now.saturating_duration_since(self.started);
-        let method = self.state.method(self.place);
-        if let Some(scanner) = &self.scanner {
-            flaws(&self.state, self.place, scanner, end);
+        let code = call.code(now, end);
+        let took = now.saturating_duration_since(call.started);
+        let method = call.state.method(call.place);
+        // Whoever takes the record up again finds nothing of this call's.
+        let (scanner, extra) = (call.scanner.take(), call.extra.take());
+        if let Some(scanner) = &scanner {
+            flaws(&call.state, call.place, scanner, end);
         }
-        if self.state.options.otel {
-            let sizes = self.extra.as_ref().and_then(|extra| extra.sizes());
+        if call.state.options.otel {
+            let sizes = extra.as_ref().and_then(|extra| extra.sizes());
             method.end_per_status(code, took, sizes);
         }
-        if let Some(extra) = self.extra {
+        if let Some(extra) = extra {
             let exists = code != Code::Unimplemented && !matches!(end, End::Dropped);
-            extra.end(&self.state, method, now, took, exists);
+            extra.end(&call.state, method, now, took, exists);
         }
         method.end(code, took);
     }
@@ -278,36 +313,55 @@ fn is_generated<B>(_: &http::Request<B>) -> bool {
 impl Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Call")
-            .field("method", &self.state.method(self.place).name)
+            .field("method", &self.0.state.method(self.0.place).name)
             .finish_non_exhaustive()
     }
 }
 
 // ===== impl Messages =====
 
+impl Half {
+    /// A record of a request of `state`'s, to be written anew.
+    #[inline]
+    fn of(state: &Arc<State>) -> Pooled<Self> {
+        Pooled::take(
+            |spare: &Self| Arc::ptr_eq(&spare.state, state),
+            || Self {
+                state: state.clone(),
+                place: None,
+                scanner: Scanner::new(Framing::Plain),
+                sizes: None,
+            },
+        )
+    }
+}
+
 /// A request only adds to the counters. It never ends the call: a server may answer before it has read everything.
 impl Observe for Messages {
     #[inline]
     fn data<D: Buf>(&mut self, data: &D, _: &Moment) {
-        let tally = self.scanner.scan(data);
-        self.state
-            .method(self.place)
+        let half = &mut *self.0;
+        let tally = half.scanner.scan(data);
+        half.state
+            .method(half.place)
             .passed(Direction::Request, tally);
-        if let Some(sizes) = &self.sizes {
+        if let Some(sizes) = &half.sizes {
             sizes.fetch_add(tally.bytes, Ordering::Relaxed);
         }
     }
 
     #[inline]
-    fn end<E: Display + 'static>(self, end: End<'_, E>, _: &Moment) {
-        flaws(&self.state, self.place, &self.scanner, end);
+    fn end<E: Display + 'static>(mut self, end: End<'_, E>, _: &Moment) {
+        let half = &mut *self.0;
+        flaws(&half.state, half.place, &half.scanner, end);
+        half.sizes = None;
     }
 }
 
 impl Debug for Messages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Messages")
-            .field("scanner", &self.scanner)
+            .field("scanner", &self.0.scanner)
             .finish_non_exhaustive()
     }
 }

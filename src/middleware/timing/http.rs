@@ -123,8 +123,9 @@ where
     fn start(&mut self, req: &mut http::Request<B>, at: &Moment) -> HttpCall<C> {
         let now = at.now();
         let classifier = self.classifier.make_classifier(req);
-        let mut call = Call::start(&self.state, self.route.of(req), self.wait.take(), now);
-        call.deadline = Deadline::of(req, now, None);
+        let deadline = Deadline::of(req, now, None);
+        let ready = self.wait.take();
+        let call = Call::start(&self.state, self.route.of(req), ready, deadline, now);
         HttpCall {
             call,
             head: req.method() == http::Method::HEAD,
@@ -150,7 +151,7 @@ impl<R: Clone, C: Clone> Clone for HttpWatch<R, C> {
 impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
     #[inline]
     fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
-        self.call.watch.first(at.now());
+        self.call.watch().first(at.now());
         if let Classify::Response(classifier) =
             std::mem::replace(&mut self.classify, Classify::Taken)
         {
@@ -168,12 +169,12 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
     }
 
     fn pending(&mut self, at: &Moment) {
-        self.call.watch.pending(|| at.now());
+        self.call.watch().pending(|| at.now());
     }
 
     #[inline]
     fn data<D: Buf>(&mut self, _: &D, at: &Moment) {
-        self.call.watch.delivered(|| at.now());
+        self.call.watch().delivered(|| at.now());
     }
 
     #[inline]

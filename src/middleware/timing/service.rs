@@ -58,7 +58,7 @@ where
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
         let ready = self.wait.take();
-        let call = Call::start(&self.state, self.route.of(&req), ready, clock::now());
+        let call = Call::start(&self.state, self.route.of(&req), ready, None, clock::now());
         // The call is in a future, and so ends, before any foreign code runs.
         ResponseFuture::start(call, || self.inner.call(req))
     }
