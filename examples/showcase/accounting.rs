@@ -5,13 +5,10 @@ use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server, server::TcpIncoming};
 use tower::ServiceBuilder;
-use tower_flow::Flow;
 use tower_flow::connection::Connections;
-use tower_flow::grpc::{
-    GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot, TonicBodyLayer,
-};
-use tower_flow::preset::ByPath;
-use tower_flow::timing::{TimingHandle, TimingLayer};
+use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot};
+use tower_flow::inspect::Value;
+use tower_flow::{Flow, preset};
 
 use crate::echo::{Echo, EchoClient, EchoServer, FDS};
 use crate::report::{Act, Side};
@@ -31,41 +28,33 @@ pub(crate) async fn run(options: &Options) -> Result<(Act, Live), Box<dyn Error>
     tokio::spawn(admin.run());
     eprintln!("live on {}", live.url);
 
-    // The presets' layers, in the presets' order, with the methods' types from the descriptor set.
-    let server_timing = TimingLayer::new("server").route_with(ByPath).attach(&flow);
-    let server_times = server_timing.handle();
-    let server = GrpcServerLayer::new().register_fds(FDS)?.attach(&flow);
-    let server_books = server.handle();
+    let accounting = GrpcServerLayer::new().register_fds(FDS)?;
+    let server_books = accounting.handle();
+    let server = preset::grpc_server_with(accounting, &flow);
     let connections = Connections::server("showcase").attach(&flow);
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
     let addr = incoming.local_addr()?;
     tokio::spawn(
         Server::builder()
-            .layer(server.along(server_timing.http().grpc()))
+            .layer(server)
             .layer(connections.streams())
             .add_service(EchoServer::new(Echo))
             .serve_with_incoming(connections.incoming(incoming)),
     );
 
-    let client_timing = TimingLayer::new("client").route_with(ByPath).attach(&flow);
-    let client_times = client_timing.handle();
-    let client = GrpcClientLayer::new().register_fds(FDS)?.attach(&flow);
-    let client_books = client.handle();
+    let accounting = GrpcClientLayer::new().register_fds(FDS)?;
+    let client_books = accounting.handle();
+    let client = preset::grpc_client_with(accounting, &flow);
     let channel = Endpoint::from_shared(format!("http://{addr}"))?
         .connect()
         .await?;
-    let stub = EchoClient::new(
-        ServiceBuilder::new()
-            .layer(client.along(client_timing.http().grpc()))
-            .layer(TonicBodyLayer::new())
-            .service(channel),
-    );
+    let stub = EchoClient::new(ServiceBuilder::new().layer(client).service(channel));
 
     let driven = load::drive(stub, Duration::from_secs(options.seconds), options.json).await;
     settle(&server_books, &client_books).await;
     let sides = vec![
-        Side::new("server", &server_books, &server_times),
-        Side::new("client", &client_books, &client_times),
+        Side::new("server", &server_books, &flow, "grpc_server"),
+        Side::new("client", &client_books, &flow, "grpc_client"),
     ];
     let problems = disagreements(&server_books, &client_books, driven.calls);
     Ok((
@@ -183,11 +172,15 @@ fn disagreements(server: &GrpcHandle, client: &GrpcHandle, calls: u64) -> Vec<St
 }
 
 impl Side {
-    fn new(name: &'static str, books: &GrpcHandle, times: &TimingHandle) -> Self {
+    fn new(name: &'static str, books: &GrpcHandle, flow: &Flow, timing: &str) -> Self {
+        let layers = flow.attached();
+        let timing = layers
+            .iter()
+            .find(|layer| layer.kind() == "timing" && layer.name() == timing);
         Self {
             name,
             methods: books.snapshot(),
-            times: times.snapshot(),
+            times: timing.map_or(Value::Null, |timing| timing.snapshot()),
         }
     }
 }

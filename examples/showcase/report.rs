@@ -3,7 +3,6 @@
 use tower_flow::connection::ConnectionsSnapshot;
 use tower_flow::grpc::MethodSnapshot;
 use tower_flow::inspect::Value;
-use tower_flow::timing::RouteSnapshot;
 
 use crate::load::Driven;
 
@@ -21,7 +20,8 @@ pub(crate) struct Act {
 pub(crate) struct Side {
     pub(crate) name: &'static str,
     pub(crate) methods: Vec<MethodSnapshot>,
-    pub(crate) times: Vec<RouteSnapshot>,
+    /// What timing shows of itself.
+    pub(crate) times: Value,
 }
 
 pub(crate) fn json(acts: &[Act], url: &str) -> Value {
@@ -131,12 +131,19 @@ impl Side {
 
     /// Milliseconds, over timing's window.
     fn quantiles(&self, method: &MethodSnapshot) -> (f64, f64) {
-        let path = format!("/{}/{}", method.service, method.method);
-        let route = self.times.iter().find(|route| route.route == path);
-        route.map_or((0.0, 0.0), |route| {
-            let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
-            (ms(route.window.p50), ms(route.window.p99))
-        })
+        let path = Value::from(format!("/{}/{}", method.service, method.method));
+        let Some(Value::List(routes)) = self.times.get("routes") else {
+            return (0.0, 0.0);
+        };
+        let window = routes
+            .iter()
+            .find(|route| route.get("route") == Some(&path))
+            .and_then(|route| route.get("window"));
+        let ms = |name| match window.and_then(|window| window.get(name)) {
+            Some(Value::Number(seconds)) => seconds * 1e3,
+            _ => 0.0,
+        };
+        (ms("p50"), ms("p99"))
     }
 }
 

@@ -36,8 +36,9 @@
 //! # Limits
 //!
 //! It binds loopback addresses only, unless [`allow_remote`](Admin::allow_remote) is called: whoever reaches it reads
-//! all of it. At most 64 connections are open at a time, a request's headers may take 5 seconds and 16 KiB, and a
-//! connection ends after a minute, so nobody holds the endpoint by being slow or large.
+//! all of it. A connection carries one request, whose headers may take 5 seconds and 16 KiB, and ends after 15 seconds.
+//! At most 64 are open at a time; for a further one the oldest is closed. So nobody holds the endpoint by being slow,
+//! large or many.
 //!
 //! # Cancellation
 //!

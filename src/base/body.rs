@@ -140,7 +140,34 @@ pin_project! {
 
 /// Holds an observer until its end; dropped with it, it is the end.
 #[derive(Debug)]
-struct Guard<O: Observe>(Option<O>);
+pub(crate) struct Guard<O: Observe>(Option<O>);
+
+impl<O: Observe> Guard<O> {
+    #[inline]
+    pub(crate) fn new(observer: O) -> Self {
+        Self(Some(observer))
+    }
+
+    /// The observer, for somebody else to end.
+    #[inline]
+    pub(crate) fn disarm(mut self) -> Option<O> {
+        self.0.take()
+    }
+}
+
+/// Ends an observer in the unwinding that ends it: who catches the panic may keep the future or body for long.
+struct OnUnwind<'a, O: Observe>(&'a mut Guard<O>);
+
+impl<O: Observe> Drop for OnUnwind<'_, O> {
+    #[inline]
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(observer) = self.0.0.take()
+        {
+            observer.end(End::<Infallible>::Dropped, &Moment::new());
+        }
+    }
+}
 
 impl<O: Observe> Drop for Guard<O> {
     #[inline]
@@ -234,9 +261,12 @@ impl<A: Observe, B: Observe> Observe for (A, B) {
 
     #[inline]
     fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment) {
-        // Should the second panic, the first has ended all the same, and the other way round nothing is worse.
+        // Should the second panic, the guard ends the first.
+        let first = Guard::new(self.0);
         self.1.end(end, at);
-        self.0.end(end, at);
+        if let Some(first) = first.disarm() {
+            first.end(end, at);
+        }
     }
 }
 
@@ -248,14 +278,14 @@ impl<F, O: Observe> ObservedFuture<F, O> {
     pub fn observed(inner: F, observer: O) -> Self {
         Self {
             inner,
-            observer: Guard(Some(observer)),
+            observer: Guard::new(observer),
         }
     }
 
     /// Follows the future that `inner` makes. When making it panics, `observer` sees a drop.
     #[inline]
     pub fn start(observer: O, inner: impl FnOnce() -> F) -> Self {
-        let observer = Guard(Some(observer));
+        let observer = Guard::new(observer);
         Self {
             inner: inner(),
             observer,
@@ -283,26 +313,33 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        let observer = OnUnwind(this.observer);
         let result = ready!(this.inner.poll(cx));
-        let Some(mut observer) = this.observer.0.take() else {
-            return Poll::Ready(result.map(|response| response.map(ObservedBody::passed)));
-        };
-        Poll::Ready(match result {
-            Ok(response) => {
-                let at = Moment::new();
-                observer.head(&response, &at);
-                let over = observer.bodiless() || response.body().is_end_stream();
-                Ok(response.map(|body| {
-                    if over {
-                        observer.end(End::<Infallible>::Complete, &at);
-                        ObservedBody::passed(body)
-                    } else {
-                        ObservedBody::observed(body, observer)
-                    }
-                }))
+        let at = Moment::new();
+        // Nothing foreign runs while the observer is in nobody's guard.
+        let over = match (&result, &mut observer.0.0) {
+            (Ok(response), Some(watching)) => {
+                watching.head(response, &at);
+                watching.bodiless() || response.body().is_end_stream()
             }
+            _ => true,
+        };
+        let observer = observer.0.0.take();
+        Poll::Ready(match result {
+            Ok(response) if over => {
+                if let Some(observer) = observer {
+                    observer.end(End::<Infallible>::Complete, &at);
+                }
+                Ok(response.map(ObservedBody::passed))
+            }
+            Ok(response) => Ok(response.map(|inner| ObservedBody {
+                inner,
+                observer: Guard(observer),
+            })),
             Err(error) => {
-                observer.end(End::Error(&error), &Moment::new());
+                if let Some(observer) = observer {
+                    observer.end(End::Error(&error), &at);
+                }
                 Err(error)
             }
         })
@@ -317,7 +354,7 @@ impl<B: Body, O: Observe> ObservedBody<B, O> {
     pub fn observed(inner: B, observer: O) -> Self {
         Self {
             inner,
-            observer: Guard(Some(observer)),
+            observer: Guard::new(observer),
         }
     }
 
@@ -350,7 +387,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
-        let Some(observer) = &mut this.observer.0 else {
+        let guard = OnUnwind(this.observer);
+        let Some(observer) = &mut guard.0.0 else {
             return this.inner.poll_frame(cx);
         };
         observer.asked(&Moment::new());
@@ -377,7 +415,7 @@ where
             Poll::Ready(Some(Err(error))) => End::Error(error),
             Poll::Ready(None) => End::Complete,
         };
-        if let Some(observer) = this.observer.0.take() {
+        if let Some(observer) = guard.0.0.take() {
             observer.end(end, &at);
         }
         polled

@@ -13,9 +13,12 @@ pub type GrpcClient =
 /// For a gRPC client: accounting outermost, so that it counts whatever the layers inside it refuse, and with it timing
 /// per method. With feature `tonic` the inner service gets tonic's own request bodies, as its `Channel` wants.
 pub fn grpc_client(flow: &Flow) -> GrpcClient {
-    let layer = GrpcClientLayer::new()
-        .attach(flow)
-        .along(super::timing("grpc_client", flow));
+    grpc_client_with(GrpcClientLayer::new(), flow)
+}
+
+/// As [`grpc_client`], round an accounting layer with options of your own.
+pub fn grpc_client_with(layer: GrpcClientLayer, flow: &Flow) -> GrpcClient {
+    let layer = layer.attach(flow).along(super::timing("grpc_client", flow));
     #[cfg(feature = "tonic")]
     let layer = tower_layer::Stack::new(crate::grpc::TonicBodyLayer::new(), layer);
     layer

@@ -12,8 +12,8 @@ use crate::Flow;
 use crate::outcome::GrpcClassifier;
 use crate::timing::{HttpTimingLayer, Route, TimingLayer};
 
-pub use client::{GrpcClient, grpc_client};
-pub use server::{GrpcServer, grpc_server};
+pub use client::{GrpcClient, grpc_client, grpc_client_with};
+pub use server::{GrpcServer, grpc_server, grpc_server_with};
 
 /// Timing per method, as the presets use it.
 pub type GrpcTiming = HttpTimingLayer<ByPath, SharedClassifier<GrpcClassifier>>;

@@ -135,6 +135,42 @@ async fn oversized_and_malformed_requests_are_refused() {
 }
 
 #[tokio::test]
+async fn a_crowd_of_polite_or_slow_clients_shuts_nobody_out() {
+    let addr = serve().await;
+    let mut crowd = Vec::new();
+    for n in 0..200 {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        // Half of them would stay for another request, half never read their answer.
+        let path = if n % 2 == 0 { "/healthz" } else { "/metrics" };
+        let asked = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: keep-alive\r\n\r\n");
+        stream.write_all(asked.as_bytes()).await.unwrap();
+        crowd.push(stream);
+    }
+    let url = format!("http://{addr}/healthz");
+    let health = tokio::time::timeout(Duration::from_secs(2), get(&url, "*/*")).await;
+    assert_eq!(
+        health
+            .expect("at once, not when the crowd has gone")
+            .status(),
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_large_body_is_not_read() {
+    let addr = serve().await;
+    let head = "POST /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n";
+    let flood = [head.as_bytes(), &vec![b'x'; 1 << 20]].concat();
+    let answer = tokio::time::timeout(Duration::from_secs(5), raw(addr, &flood))
+        .await
+        .expect("closed");
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 405"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
 async fn a_slow_request_is_cut_off_and_many_of_them_hold_nothing() {
     let addr = serve().await;
     let started = Instant::now();

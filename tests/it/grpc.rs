@@ -350,6 +350,14 @@ fn ten_thousand_random_paths_make_no_series() {
         (Some(10_001.0), Some(2.0))
     );
 
+    // Nor is a path learned from an answer that a layer inside gives to whatever it does not know.
+    let unauthenticated = || Ok(grpc_response([trailers("16")]));
+    let mut guarded = layer.layer(answering(unauthenticated));
+    for n in 0..100 {
+        call(&mut guarded, grpc_request(&format!("/made.up/M{n}")));
+    }
+    assert_eq!(layer.handle().snapshot().len(), 2);
+
     // Methods beyond the bound stay other, whoever serves them.
     for n in 0..100 {
         call(&mut honest, grpc_request(&format!("/many/M{n}")));
@@ -360,7 +368,7 @@ fn ten_thousand_random_paths_make_no_series() {
     let started = sum(&families, "grpc_server_started", &[]);
     assert_eq!(
         (started, sum(&families, "grpc_server_handled", &[])),
-        (10_203.0, 10_203.0)
+        (10_303.0, 10_303.0)
     );
 }
 
@@ -449,7 +457,10 @@ fn panics_and_boxed_errors_have_their_codes() {
 #[test]
 fn garbage_details_and_labels_harm_nobody() {
     let flow = Flow::new("hostile \"\n\\ name");
-    let layer = layer().const_label("zone", "a\"b\n\\").attach(&flow);
+    let layer = layer()
+        .register("p\"k\\g.Svc", "M%0Aethod", GrpcType::Unary)
+        .const_label("zone", "a\"b\n\\")
+        .attach(&flow);
     let answer = || {
         let mut trailers = http::HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("9"));
@@ -486,7 +497,7 @@ fn sixteen_threads_under_a_scraper_stay_consistent() {
         .and_then(|text| text.parse().ok())
         .unwrap_or(20_000);
     let flow = Flow::new("busy");
-    let layer = layer().phases(true).attach(&flow);
+    let layer = layer().both().phases(true).attach(&flow);
     let seen = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
@@ -533,6 +544,9 @@ fn sixteen_threads_under_a_scraper_stay_consistent() {
                 ];
                 assert_eq!(inf, now[2], "+Inf is the count");
                 assert!(handled <= now[1], "{handled} handled of {} started", now[1]);
+                let ended = number("grpc_server_call_duration_seconds_count");
+                let began = number("grpc_server_call_started_total");
+                assert!(ended <= began, "{ended} ended of {began} started");
                 for (before, now) in before.iter().zip(now) {
                     assert!(*before <= now, "{before} fell to {now}");
                 }
@@ -586,6 +600,77 @@ fn what_is_no_grpc_passes_uncounted_and_is_told() {
     call(&mut service, req);
     assert_eq!(only(&layer.handle()).started, 0);
     assert_eq!(layer.handle().foreign_calls(), 1);
+}
+
+#[test]
+fn a_known_method_is_counted_whatever_its_content_type() {
+    let layer = layer();
+    let mut service = layer.layer(answering(|| Ok(grpc_response([trailers("0")]))));
+    for kind in ["application/json", "APPLICATION/GRPC", ""] {
+        let mut req = grpc_request("/pkg.Svc/Method");
+        req.headers_mut()
+            .insert("content-type", HeaderValue::from_static(kind));
+        call(&mut service, req);
+    }
+    assert_eq!(only(&layer.handle()).handled, [(Code::Ok, 3)]);
+}
+
+#[test]
+fn a_clients_origin_may_have_a_path() {
+    let layer = GrpcClientLayer::new().register("pkg.Svc", "Method", GrpcType::Unary);
+    let mut service = layer.layer(answering(|| Ok(grpc_response([trailers("0")]))));
+    call(&mut service, grpc_request("/gateway/v1/pkg.Svc/Method"));
+    assert_eq!(only(&layer.handle()).handled, [(Code::Ok, 1)]);
+}
+
+#[test]
+fn a_panic_caught_outside_is_internal_at_once() {
+    let layer = layer();
+    let inner = service_fn(|_: Request<RequestBody<Steps>>| async { panic!("told to") as Answer });
+    let mut future = Box::pin(layer.layer(inner).call(grpc_request("/pkg.Svc/Method")));
+    let caught = catch_unwind(AssertUnwindSafe(|| {
+        future.as_mut().poll(&mut cx()).is_ready()
+    }));
+    assert!(caught.is_err());
+    let method = only(&layer.handle());
+    assert_eq!(
+        (method.in_flight, method.handled),
+        (0, vec![(Code::Internal, 1)]),
+        "the future is still held"
+    );
+    drop(future);
+    assert_eq!(only(&layer.handle()).handled, [(Code::Internal, 1)]);
+}
+
+#[test]
+fn a_trace_function_that_panics_loses_no_count() {
+    let flow = Flow::new("t");
+    let timing = tower_flow::timing::TimingLayer::new("t");
+    let times = timing.handle();
+    let layer = layer()
+        .exemplars(|headers, _| Some(headers["x-short"].to_str().ok()?[3..35].to_owned()))
+        .attach(&flow)
+        .along(timing.http());
+    let mut service = layer.layer(answering(|| Ok(grpc_response([trailers("0")]))));
+    for _ in 0..3 {
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            drop(service.call(grpc_request("/pkg.Svc/Method")))
+        }));
+        assert!(panicked.is_err());
+    }
+    assert_eq!(
+        (
+            only(&layer.handle()).in_flight,
+            times.snapshot()[0].in_flight
+        ),
+        (0, 0)
+    );
+}
+
+#[test]
+#[should_panic(expected = "max_methods of 18446744073709551615 is beyond 65,536")]
+fn a_bound_that_bounds_nothing_is_refused() {
+    let _ = GrpcServerLayer::new().max_methods(usize::MAX);
 }
 
 #[test]

@@ -144,6 +144,39 @@ async fn a_client_is_timed_to_the_end_of_the_body_and_knows_its_connections() {
 }
 
 #[tokio::test]
+async fn streams_of_connections_that_close_at_once_are_not_lost() {
+    let addr = serve(TimingLayer::new("server"), Connections::server("server")).await;
+    let connections = Connections::client("brief");
+    let connector = connections.connector().layer(HttpConnector::new());
+    let hyper: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
+    let mut service = connections.streams().layer(hyper);
+    for _ in 0..50 {
+        let req = Request::get(format!("http://{addr}/"))
+            .header("connection", "close")
+            .body(Empty::new())
+            .unwrap();
+        service
+            .ready()
+            .await
+            .unwrap()
+            .call(req)
+            .await
+            .unwrap()
+            .into_body()
+            .collect()
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        (
+            connections.snapshot().opened,
+            connections.snapshot().streams
+        ),
+        (50, 50)
+    );
+}
+
+#[tokio::test]
 async fn a_dial_that_fails_is_counted() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();

@@ -200,7 +200,7 @@ async fn client_and_server_books_agree() {
             message: "no".into(),
         };
         let failing = SimpleRequest {
-            response_status: (n % 2 == 0).then_some(status),
+            response_status: (n % 2 == 1).then_some(status),
             response_size: 1000 * n,
             ..Default::default()
         };

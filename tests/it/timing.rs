@@ -165,7 +165,11 @@ async fn routes_are_learned_when_somebody_serves_them_and_bounded() {
 #[tokio::test(start_paused = true)]
 async fn a_signal_reads_the_window_of_its_route() {
     let layer = TimingLayer::new("db").window(Window::new(Duration::from_secs(10), 5));
-    let signal = layer.handle().signal("db", 0.95);
+    assert!(
+        layer.handle().signal("elsewhere", 0.95).is_none(),
+        "it has the one route"
+    );
+    let signal = layer.handle().signal("db", 0.95).unwrap();
     assert_eq!((signal.name(), signal.sample()), ("db", None));
     let mut service = layer.layer(service_fn(sleep));
     for _ in 0..100 {
@@ -343,6 +347,153 @@ async fn a_dropped_call_is_told_by_its_deadline() {
         *ended,
         [(Outcome::Cancelled, 1), (Outcome::DeadlineExceeded, 1)]
     );
+}
+
+#[tokio::test]
+async fn a_classifier_that_panics_loses_no_count() {
+    #[derive(Clone)]
+    struct Panics;
+    impl tower_http::classify::ClassifyResponse for Panics {
+        type FailureClass = Outcome;
+        type ClassifyEos = tower_http::classify::NeverClassifyEos<Outcome>;
+        fn classify_response<B>(
+            self,
+            _: &Response<B>,
+        ) -> tower_http::classify::ClassifiedResponse<Outcome, Self::ClassifyEos> {
+            panic!("told to")
+        }
+        fn classify_error<E>(self, _: &E) -> Outcome {
+            panic!("told to")
+        }
+    }
+    let layer = TimingLayer::new("t");
+    let handle = layer.handle();
+    let grpc = tower_flow::grpc::GrpcServerLayer::new();
+    let books = grpc.handle();
+    let timed = layer
+        .http()
+        .classify_by(tower_http::classify::SharedClassifier::new(Panics));
+    let inner = service_fn(|_: Request<tower_flow::grpc::RequestBody<Steps>>| {
+        let answer = crate::support::grpc_response([crate::support::trailers("0")]);
+        std::future::ready(Ok::<_, BoxError>(answer))
+    });
+    let mut service = grpc.along(timed).layer(inner);
+    let call = service.call(crate::support::grpc_request("/pkg.Svc/Method"));
+    let mut call = tokio_test::task::spawn(call);
+    let panicked =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call.poll().is_ready()));
+    assert!(panicked.is_err());
+    let timed = &handle.snapshot()[0];
+    assert_eq!(
+        (timed.in_flight, &*timed.ended),
+        (0, &[(Outcome::Panic, 1)][..])
+    );
+    let counted = &books.snapshot()[0];
+    assert_eq!(
+        (counted.in_flight, &*counted.handled),
+        (0, &[(tower_flow::outcome::Code::Internal, 1)][..])
+    );
+}
+
+#[tokio::test]
+async fn an_unread_error_page_is_a_failure() {
+    let layer = TimingLayer::new("t");
+    let inner = service_fn(async |_: Request<()>| {
+        let mut response = Response::new(Steps::new([data(b"sorry")]));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        Ok::<_, BoxError>(response)
+    });
+    drop(
+        layer
+            .clone()
+            .http()
+            .layer(inner)
+            .oneshot(Request::new(()))
+            .await
+            .unwrap(),
+    );
+    assert_eq!(layer.handle().snapshot()[0].ended, [(Outcome::Failure, 1)]);
+}
+
+#[tokio::test]
+async fn answers_of_a_guard_make_no_routes() {
+    let layer = TimingLayer::new("t").route_by(|req: &Request<()>| req.uri().path());
+    let inner = service_fn(async |_: Request<()>| {
+        let mut response = Response::new(Steps::default().known());
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        Ok::<_, BoxError>(response)
+    });
+    for n in 0..50 {
+        let req = Request::get(format!("/{n}")).body(()).unwrap();
+        layer
+            .clone()
+            .http()
+            .layer(inner)
+            .oneshot(req)
+            .await
+            .unwrap();
+    }
+    let routes = layer.handle().snapshot();
+    assert_eq!((routes.len(), routes[0].route.as_str()), (1, "other"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_layers_of_one_name_add_counts_and_not_quantiles() {
+    let flow = Flow::new("t");
+    for _ in 0..2 {
+        let mut service = TimingLayer::new("db")
+            .attach(&flow)
+            .layer(service_fn(sleep));
+        service.ready().await.unwrap().call(ms(20)).await.unwrap();
+    }
+    let families = flow.families();
+    assert_eq!(
+        value(&families, "tower_flow_timing_started", &[]),
+        Some(2.0)
+    );
+    let p50 = value(
+        &families,
+        "tower_flow_timing_window_seconds",
+        &[("stat", "p50")],
+    )
+    .unwrap();
+    assert!((p50 - 0.02).abs() < 0.0003, "{p50}");
+}
+
+#[test]
+fn native_buckets_never_hold_less_than_the_classic_ones() {
+    let flow = Flow::new("t");
+    let layer = TimingLayer::new("t").attach(&flow);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let mut service =
+                layer.layer(service_fn(|()| std::future::ready(Ok::<_, Infallible>(()))));
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = tokio_test::task::spawn(service.call(())).poll();
+                }
+            });
+        }
+        for _ in 0..500 {
+            let families = flow.families();
+            let duration = families.get("tower_flow_timing_duration_seconds").unwrap();
+            let Value::Histogram(duration) = &duration.series[0].value else {
+                panic!()
+            };
+            assert!(duration.native.as_ref().unwrap().count() >= duration.count());
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+#[should_panic(expected = "set options before its handle")]
+fn a_route_function_after_the_handle_is_refused() {
+    let layer = TimingLayer::new("t");
+    let _handle = layer.handle();
+    let _ = layer.route_by(|req: &Request<()>| req.uri().path());
 }
 
 #[test]

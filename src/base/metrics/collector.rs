@@ -25,7 +25,12 @@ impl Collector for FlowCollector {
                 Kind::Histogram => MetricType::Histogram,
                 Kind::Gauge | Kind::Info | Kind::Unknown => MetricType::Gauge,
             };
-            let mut metric = encoder.encode_descriptor(&family.name, &family.help, None, kind)?;
+            // An Info goes out as a gauge, under the name its samples have.
+            let name = match family.kind {
+                Kind::Info => format!("{}{}", family.name, family.kind.suffix()),
+                _ => family.name.to_string(),
+            };
+            let mut metric = encoder.encode_descriptor(&name, &family.help, None, kind)?;
             for series in &family.series {
                 let mut metric = metric.encode_family(&series.labels)?;
                 match (&series.value, family.kind) {

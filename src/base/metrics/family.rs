@@ -27,6 +27,8 @@ pub struct Family {
     pub kind: Kind,
     /// Its series, each with labels of its own.
     pub series: Vec<Series>,
+    /// Of equal series the greatest counts, not the sum.
+    greatest: bool,
 }
 
 /// What the values of a family mean.
@@ -125,6 +127,7 @@ impl Families {
                 help: help.into(),
                 kind,
                 series: Vec::new(),
+                greatest: false,
             });
             self.list.len() - 1
         });
@@ -141,7 +144,7 @@ impl Families {
         self.places.get(name).map(|place| &self.list[*place])
     }
 
-    /// Adds up series with equal labels. Families and histograms that do not fit together keep what came first.
+    /// Puts series with equal labels together: adds them up, or takes the [greatest](Family::greatest). Families and histograms that do not fit together keep what came first.
     #[must_use]
     pub fn merged(mut self) -> Self {
         for family in &mut self.list {
@@ -149,6 +152,7 @@ impl Families {
             let mut merged: Vec<Series> = Vec::with_capacity(family.series.len());
             for series in family.series.drain(..) {
                 match places.get(&series.labels) {
+                    Some(place) if family.greatest => merged[*place].value.raise(series.value),
                     Some(place) => merged[*place].value.add(series.value),
                     None => {
                         places.insert(series.labels.clone(), merged.len());
@@ -165,6 +169,12 @@ impl Families {
 // ===== impl Family =====
 
 impl Family {
+    /// Of series with equal labels takes the greatest instead of the sum: for what cannot be added, such as quantiles.
+    pub fn greatest(&mut self) -> &mut Self {
+        self.greatest = true;
+        self
+    }
+
     /// Adds a series.
     pub fn push(&mut self, labels: Labels, value: impl Into<Value>) {
         self.series.push(Series {
@@ -216,6 +226,12 @@ impl Value {
             Self::Whole(value) => *value as f64,
             Self::Float(value) | Self::Example(value, _) => *value,
             Self::Histogram(histogram) => histogram.count() as f64,
+        }
+    }
+
+    fn raise(&mut self, other: Self) {
+        if other.as_f64() > self.as_f64() {
+            *self = other;
         }
     }
 
@@ -313,6 +329,11 @@ impl Histogram {
 // ===== impl Native =====
 
 impl Native {
+    /// How many values.
+    pub fn count(&self) -> u64 {
+        self.zero + self.buckets.iter().map(|(_, count)| count).sum::<u64>()
+    }
+
     fn add(&mut self, other: Self) {
         self.zero += other.zero;
         for (index, count) in other.buckets {

@@ -64,19 +64,25 @@ impl Message {
     }
 
     fn histogram(self, histogram: &Histogram) -> Self {
-        let message = self.whole(1, histogram.count()).double(2, histogram.sum);
-        let message =
-            histogram
-                .cumulative()
-                .enumerate()
-                .fold(message, |message, (index, (bound, count))| {
-                    let bucket = Self::default().whole(1, count).double(2, bound);
-                    let bucket = match histogram.exemplars.get(index).and_then(Option::as_ref) {
-                        Some(exemplar) => bucket.nested(3, Self::default().exemplar(exemplar)),
-                        None => bucket,
-                    };
-                    message.nested(3, bucket)
-                });
+        // Both kinds of buckets share one count, and a scraper takes offence where the native ones do not add up to it.
+        let count = histogram
+            .native
+            .as_ref()
+            .map_or(histogram.count(), Native::count);
+        let message = self.whole(1, count).double(2, histogram.sum);
+        let message = histogram
+            .cumulative()
+            // +Inf is the count, which the message has.
+            .take(histogram.bounds.len())
+            .enumerate()
+            .fold(message, |message, (index, (bound, count))| {
+                let bucket = Self::default().whole(1, count).double(2, bound);
+                let bucket = match histogram.exemplars.get(index).and_then(Option::as_ref) {
+                    Some(exemplar) => bucket.nested(3, Self::default().exemplar(exemplar)),
+                    None => bucket,
+                };
+                message.nested(3, bucket)
+            });
         match &histogram.native {
             Some(native) => message.native(native),
             None => message,

@@ -159,7 +159,7 @@ impl Code {
 
     /// What a failed future or body means: the first cause in the error's chain that says it.
     ///
-    /// Known are a [`Rejection`], I/O errors, tokio's `Elapsed`; with feature `tonic` its `Status`, `TimeoutExpired`
+    /// Known are a [`Rejection`], I/O errors, tokio's and tower's `Elapsed`, tower's `Overloaded`; with feature `tonic` its `Status`, `TimeoutExpired`
     /// and `ConnectError`; with feature `hyper` hyper's, its legacy client's and h2's errors, by gRPC's "HTTP2 error
     /// codes" table. Everything else is [`Unknown`](Self::Unknown).
     pub fn from_error<E: 'static>(error: &E) -> Self {
@@ -223,8 +223,11 @@ fn from_cause(cause: &(dyn Error + 'static)) -> Option<Code> {
             _ => Unavailable,
         });
     }
-    if cause.is::<tokio::time::error::Elapsed>() {
+    if cause.is::<tokio::time::error::Elapsed>() || cause.is::<tower::timeout::error::Elapsed>() {
         return Some(DeadlineExceeded);
+    }
+    if cause.is::<tower::load_shed::error::Overloaded>() {
+        return Some(Unavailable);
     }
     #[cfg(feature = "tonic")]
     {
@@ -378,6 +381,10 @@ mod tests {
             Code::from_error(&rejection(Reason::Deadline)),
             DeadlineExceeded
         );
+        let late = BoxError::from(tower::timeout::error::Elapsed::new());
+        assert_eq!(Code::from_error(&late), DeadlineExceeded);
+        let full = BoxError::from(tower::load_shed::error::Overloaded::new());
+        assert_eq!(Code::from_error(&full), Unavailable);
         assert_eq!(Code::from_error(&BoxError::from("who knows")), Unknown);
         assert_eq!(Code::from_error(&"no error at all"), Unknown);
     }

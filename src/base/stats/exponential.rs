@@ -2,7 +2,7 @@
 //!
 //! Buckets end at powers of 2^(1/32) of a second, so they are the buckets of a Prometheus native histogram of schema
 //! 5, and merge without loss into those of any lower schema. A value is off by at most 1.1 % when it is read back as
-//! the middle of its bucket. The range is 30 ns to 73 minutes; what lies outside counts in the first or last bucket.
+//! the middle of its bucket. The range is 30 ns to 2 hours and a quarter; what lies outside counts in the first or last bucket.
 //!
 //! Finding the bucket takes a multiplication, a leading-zero count, a table look-up and one comparison.
 
@@ -37,6 +37,9 @@ pub struct Exponential {
 }
 
 /// What an [`Exponential`] held at one moment, or between two.
+///
+/// A value and its part of the sum are two additions: a reading in between has the one without the other. The sum is in
+/// nanoseconds and starts anew after 584 years of recorded time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
     buckets: Box<[u64]>,

@@ -10,13 +10,13 @@ use super::quantiles::Quantiles;
 use super::window::Slice;
 
 /// Longer than the longest value a [`Counts`] gives back.
-const HIGHEST: u64 = 5_000 * 1_000_000_000;
+const HIGHEST: u64 = 10_000 * 1_000_000_000;
 
 impl Counts {
     /// The same values in an HdrHistogram, in nanoseconds.
     pub(crate) fn to_hdr(&self) -> Histogram<u64> {
         let mut histogram = Histogram::new_with_bounds(1, HIGHEST, 3)
-            .expect("1 to 5e12 with 3 digits is a range it takes");
+            .expect("1 to 1e13 with 3 digits is a range it takes");
         for (value, count) in self.iter() {
             histogram.saturating_record_n(value.as_nanos() as u64, count);
         }

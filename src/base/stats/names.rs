@@ -4,7 +4,8 @@
 //!
 //! - Names are only ever added, each once, under the `growing` lock; an entry never moves. A reader may therefore walk
 //!   the slots while a name is added: it finds the name or does not, nothing else.
-//! - At least half of the slots stay empty, so a look-up of an unknown name ends soon, whoever chose that name.
+//! - At least half of the slots stay empty. Names get in only by being served, so whoever chooses the names that are
+//!   looked up does not choose those they are compared with.
 
 use std::hash::Hasher;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -12,6 +12,7 @@
 //!   sees its start too: read "handled" before "started", and the difference is never negative.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 #[cfg(tower_flow_loom)]
@@ -28,11 +29,19 @@ pub struct Striped {
     stripes: Box<[OnceLock<Box<[Line]>>]>,
 }
 
-/// The calling thread's stripe of a [`Striped`].
+/// The calling thread's stripe of a [`Striped`]; no other thread can have it.
+///
+/// ```compile_fail
+/// let striped = tower_flow::stats::Striped::new(1);
+/// let stripe = striped.local();
+/// std::thread::scope(|scope| _ = scope.spawn(|| stripe.add(0, 1)));
+/// ```
 #[derive(Debug)]
 pub struct Stripe<'a> {
     lines: &'a [Line],
     shared: bool,
+    /// It is its thread's alone.
+    here: PhantomData<*const ()>,
 }
 
 /// Two cache lines, since neighbouring lines are fetched in pairs.
@@ -94,6 +103,7 @@ impl Striped {
         Stripe {
             lines,
             shared: slot == shared,
+            here: PhantomData,
         }
     }
 

@@ -23,6 +23,8 @@ struct Facts {
     active: AtomicU64,
     started: AtomicU64,
     ended: AtomicU64,
+    /// The streams of all connections of its list: one may be counted after its connection is closed.
+    all: Arc<AtomicU64>,
 }
 
 /// What an open connection is doing.
@@ -36,7 +38,7 @@ pub enum ConnectionState {
 }
 
 impl Connection {
-    pub(super) fn open(peer: String) -> Self {
+    pub(super) fn open(peer: String, all: Arc<AtomicU64>) -> Self {
         /// Never reused within a process.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(Arc::new(Facts {
@@ -48,6 +50,7 @@ impl Connection {
             active: AtomicU64::new(0),
             started: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            all,
         }))
     }
 
@@ -115,6 +118,7 @@ impl Connection {
 
     pub(super) fn started(&self) {
         self.0.started.fetch_add(1, Ordering::Relaxed);
+        self.0.all.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn ended(&self) {

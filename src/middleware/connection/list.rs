@@ -1,5 +1,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ pub(super) struct Shared {
     name: String,
     side: &'static str,
     bounds: Bounds,
+    streams: Arc<AtomicU64>,
     inner: Mutex<Inner>,
 }
 
@@ -48,7 +50,6 @@ struct Totals {
     count: u64,
     read: u64,
     written: u64,
-    streams: u64,
 }
 
 /// The numbers of a [`Connections`] at one moment.
@@ -124,6 +125,7 @@ impl Connections {
                     ages: vec![0; bounds.buckets()],
                     age_sum: Duration::ZERO,
                 }),
+                streams: Arc::default(),
                 name,
                 side,
                 bounds,
@@ -187,7 +189,7 @@ impl Connections {
             open: inner.open.len() as u64,
             bytes_read: totals.read,
             bytes_written: totals.written,
-            streams: totals.streams,
+            streams: self.shared.streams.load(Ordering::Relaxed),
             connections: inner
                 .open
                 .values()
@@ -285,7 +287,7 @@ impl Inspect for Connections {
             "tower_flow_connections_streams",
             "Streams started on connections",
             labels(),
-            totals.streams,
+            self.shared.streams.load(Ordering::Relaxed),
         );
         for (direction, bytes) in [("read", totals.read), ("written", totals.written)] {
             let labels = labels().with("direction", direction);
@@ -354,7 +356,7 @@ pub(super) struct Open {
 
 impl Shared {
     pub(super) fn open(self: &Arc<Self>, peer: String) -> Open {
-        let connection = Connection::open(peer);
+        let connection = Connection::open(peer, self.streams.clone());
         let mut inner = self.lock();
         inner.opened += 1;
         inner.open.insert(connection.id(), connection.clone());
@@ -400,7 +402,6 @@ impl Totals {
     fn add(&mut self, connection: &Connection) {
         self.read += connection.bytes_read();
         self.written += connection.bytes_written();
-        self.streams += connection.streams();
     }
 }
 

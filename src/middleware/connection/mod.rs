@@ -27,7 +27,9 @@
 //! ```
 //!
 //! tonic knows the peer's address by the type of the IO's connect info, which the wrapper changes; the `streams` layer
-//! puts the original back into the request, so that `Request::remote_addr` answers as before. Keep the two together.
+//! puts the original back into the request, so that `Request::remote_addr` answers as before. Keep the two together. For
+//! TLS, wrap the stream after its handshake: `Tracked<TlsStream<TcpStream>>` gives back the peer's certificates too,
+//! while tonic's own TLS round a tracked stream does not find them.
 //!
 //! # Example: a hyper client
 //!

@@ -85,13 +85,15 @@ impl Call {
         at: &Moment,
     ) -> Option<(Self, Messages)> {
         let [kind, timeout] = header::find(req.headers(), ["content-type", "grpc-timeout"]);
-        let Some(framing) = Framing::of(kind) else {
+        let options = &state.options;
+        let mut place = state.find(path(options.side, req));
+        // tonic's server answers a known method whatever the content type, so that is not for the peer to choose.
+        let known = (place.is_some() && options.side == Side::Server).then_some(Framing::Plain);
+        let Some(framing) = Framing::of(kind).or(known) else {
             state.foreign();
             return None;
         };
         let started = at.now();
-        let options = &state.options;
-        let mut place = state.find(req.uri().path());
         let extra = Extra::of(state, &mut place, started, req);
         let sizes = extra.as_ref().and_then(|extra| extra.sizes.clone());
         let deadline = Deadline::asked(req.extensions(), timeout, started, options.timeout);
@@ -223,8 +225,7 @@ impl Observe for Call {
             method.end_per_status(code, took, sizes);
         }
         if let Some(extra) = extra {
-            let exists = code != Code::Unimplemented && !matches!(end, End::Dropped);
-            extra.end(&call.state, method, now, took, exists);
+            extra.end(&call.state, method, now, took, code == Code::Ok);
         }
         method.end(code, took);
     }
@@ -247,7 +248,7 @@ impl Extra {
         }
         let learn = match place {
             Some(_) => None,
-            None => state.learnable(req.uri().path()),
+            None => state.learnable(path(options.side, req)),
         };
         if plain && learn.is_none() {
             return None;
@@ -271,7 +272,7 @@ impl Extra {
         Some([request.load(Ordering::Relaxed), self.received])
     }
 
-    fn end(self, state: &State, method: &Method, now: Instant, took: Duration, exists: bool) {
+    fn end(self, state: &State, method: &Method, now: Instant, took: Duration, ok: bool) {
         if let Some(watch) = self.watch {
             method.end_phases(&watch.stop(now));
         }
@@ -281,7 +282,8 @@ impl Extra {
                 method.exemplify(took, exemplar);
             }
         }
-        if let (Some(path), true) = (self.learn, exists) {
+        // Any other answer may come from a layer that knows nothing of methods, to any path a stranger makes up.
+        if let (Some(path), true) = (self.learn, ok) {
             state.admit(&path);
         }
     }
@@ -295,6 +297,20 @@ fn flaws<E>(state: &State, place: Place, scanner: &Scanner, end: End<'_, E>) {
     if scanner.is_blind() {
         state.method(place).blind();
     }
+}
+
+/// The path of the method: what a client's origin puts before it is not part of it.
+#[inline]
+fn path<B>(side: Side, req: &http::Request<B>) -> &str {
+    let path = req.uri().path();
+    if side == Side::Server {
+        return path;
+    }
+    let slashes = path.rmatch_indices('/');
+    slashes
+        .map(|(at, _)| at)
+        .nth(1)
+        .map_or(path, |at| &path[at..])
 }
 
 /// Generated clients mark their requests; such a path is no attacker's.

@@ -118,7 +118,7 @@ impl<S, L> GrpcLayer<S, L> {
         self.names(true, false)
     }
 
-    /// The names of OpenTelemetry, gRPC proposal A66: `grpc_server_call_duration_seconds` and its kin. One allocation
+    /// The names of OpenTelemetry, gRPC proposal A66: `grpc_server_call_duration_seconds` and its kin. Two allocations
     /// a call, for the sizes; see [`per_call_sizes`](Self::per_call_sizes).
     #[must_use]
     pub fn otel(self) -> Self {
@@ -165,10 +165,18 @@ impl<S, L> GrpcLayer<S, L> {
         self.set(|options| options.methods.push(method))
     }
 
-    /// Up to 512 methods (default) that were not registered are learned from calls that were not answered with
-    /// UNIMPLEMENTED; all others are `other`.
+    /// Up to 512 methods (default) that were not registered are learned from calls that were answered with OK; all
+    /// others are `other`.
+    ///
+    /// # Panics
+    ///
+    /// When `max` is beyond 65,536.
     #[must_use]
     pub fn max_methods(self, max: usize) -> Self {
+        assert!(
+            max <= 65_536,
+            "max_methods of {max} is beyond 65,536: each is series to scrape"
+        );
         self.set(|options| options.max_learned = max)
     }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::method::{Direction, Method, PerStatus};
+use super::method::{Direction, Ended, Method, PerStatus};
 use super::state::{Side, State};
 use crate::base::metrics::{Families, Histogram, Kind, Labels};
 use crate::base::outcome::Code;
@@ -105,6 +105,8 @@ impl Metrics<'_> {
             Side::Server => ("grpc_server_call", "RPC"),
             Side::Client => ("grpc_client_attempt", "RPC attempt"),
         };
+        // Before the calls that started, of which they are a part.
+        let durations = method.per_status(PerStatus::Duration);
         families
             .family(
                 Kind::Counter,
@@ -112,31 +114,30 @@ impl Metrics<'_> {
                 format!("Number of {what}s started"),
             )
             .push(labels.clone(), method.started());
-        let mut histograms = |name: String, help: String, of: PerStatus| {
+        let mut push = |name: String, help: String, of: PerStatus, all: &[Ended]| {
             let scale = if of == PerStatus::Duration { 1e9 } else { 1.0 };
             let family = families.family(Kind::Histogram, name, help);
-            for ended in method.per_status(of) {
+            for ended in all {
                 let labels = labels.clone().with("grpc_status", ended.code.as_otel());
+                let counts = ended.counts.clone();
                 family.push(
                     labels,
-                    Histogram::new(of.bounds(), ended.counts, ended.sum as f64 / scale),
+                    Histogram::new(of.bounds(), counts, ended.sum as f64 / scale),
                 );
             }
         };
         let help = format!("End-to-end time taken to complete an {what}");
-        histograms(
+        push(
             format!("{prefix}_duration_seconds"),
             help,
             PerStatus::Duration,
+            &durations,
         );
         if self.side == Side::Client {
             let help = "Time taken by gRPC to complete an RPC from the application's perspective"
                 .to_owned();
-            histograms(
-                "grpc_client_call_duration_seconds".to_owned(),
-                help,
-                PerStatus::Duration,
-            );
+            let name = "grpc_client_call_duration_seconds".to_owned();
+            push(name, help, PerStatus::Duration, &durations);
         }
         if self.state.options.sizes {
             let (received, sent) = match self.side {
@@ -145,11 +146,8 @@ impl Metrics<'_> {
             };
             for (way, of) in [("sent", sent), ("rcvd", received)] {
                 let name = format!("{prefix}_{way}_total_compressed_message_size_bytes");
-                histograms(
-                    name,
-                    format!("Compressed message bytes {way} per {what}"),
-                    of,
-                );
+                let help = format!("Compressed message bytes {way} per {what}");
+                push(name, help, of, &method.per_status(of));
             }
         }
     }
@@ -253,7 +251,7 @@ impl Metrics<'_> {
 
     fn otel_labels(&self, method: &Method) -> Labels {
         let name = match &*method.service {
-            "other" => method.name.clone(),
+            "other" if method.name == "other" => method.name.clone(),
             service => format!("{service}/{}", method.name),
         };
         let labels = self.state.options.labels.clone().with("grpc_method", name);

@@ -8,12 +8,11 @@
 //! headers in the byte stream without copying it; frames are not messages.
 //!
 //! By default the names, labels, buckets, help texts and the spelling of codes are those of the Go Prometheus
-//! middleware, so alert rules and dashboards made for it work unchanged; [`otel`](GrpcLayer::otel) speaks
+//! middleware, so alert rules and dashboards made for it work unchanged once methods are registered with their types; [`otel`](GrpcLayer::otel) speaks
 //! OpenTelemetry's (gRPC proposal A66), [`both`](GrpcLayer::both) both.
 //!
 //! Methods registered from a descriptor set are shown from the start, all codes at zero and with their true type. Others
-//! are learned: a call is billed to `other` until one of its method was answered with anything but UNIMPLEMENTED, and
-//! at most [`max_methods`](GrpcLayer::max_methods) are. A client also trusts generated code to name methods. An
+//! are learned: a call is billed to `other` until one of its method was answered with OK, and at most [`max_methods`](GrpcLayer::max_methods) are. A client also trusts generated code to name methods. An
 //! attacker therefore cannot make series.
 //!
 //! # Example
@@ -84,8 +83,8 @@
 //!
 //! With the default names no allocation, no lock, no cache line shared between threads: two clock readings, a hash
 //! look-up of the path, and eight additions in cells of the calling thread for a unary call. `benches/README.md` has
-//! the figures. OpenTelemetry's sizes cost two allocations a call, an exemplar what its function allocates and one
-//! more, an unregistered method one until it is learned.
+//! the figures. OpenTelemetry's sizes cost two allocations a call, an exemplar three, a method nobody
+//! registered two until it is learned.
 //!
 //! # Where in the stack
 //!

@@ -73,7 +73,12 @@ impl Framing {
     /// The framing of a body with this content type; `None` when it is not gRPC at all.
     #[inline]
     pub(super) fn of(kind: Option<&HeaderValue>) -> Option<Self> {
-        let rest = kind?.as_bytes().strip_prefix(b"application/grpc")?;
+        let (prefix, rest) = kind?
+            .as_bytes()
+            .split_at_checked(b"application/grpc".len())?;
+        if !prefix.eq_ignore_ascii_case(b"application/grpc") {
+            return None;
+        }
         match rest.strip_prefix(b"-web") {
             None => matches!(rest.first(), None | Some(b'+' | b';' | b' ')).then_some(Self::Plain),
             Some(rest) if rest.starts_with(b"-text") => Some(Self::WebText),
@@ -515,6 +520,7 @@ mod tests {
             of("application/grpc-web-text+proto"),
             Some(Framing::WebText)
         );
+        assert_eq!(of("Application/GRPC"), Some(Framing::Plain));
         assert_eq!(of("application/grpcfoo"), None);
         assert_eq!(of("text/html"), None);
         assert_eq!(Framing::of(None), None);

@@ -6,7 +6,7 @@ use tower_service::Service;
 
 use super::call::{Call, Messages};
 use super::state::State;
-use crate::base::body::{ObservedBody, ObservedFuture};
+use crate::base::body::{Guard, ObservedBody, ObservedFuture};
 use crate::base::clock::Moment;
 use crate::base::stats::Lease;
 use crate::base::watch::Watch;
@@ -14,9 +14,9 @@ use crate::base::watch::Watch;
 /// The request body the inner service gets: its messages are counted as they pass.
 pub type RequestBody<B> = ObservedBody<B, Messages>;
 /// The response body the caller gets: the call ends where it ends.
-pub type ResponseBody<B, O = ()> = ObservedBody<B, (Option<Call>, O)>;
+pub type ResponseBody<B, O = ()> = ObservedBody<B, (Call, O)>;
 /// The response future of [`Grpc`].
-pub type ResponseFuture<F, O = ()> = ObservedFuture<F, (Option<Call>, O)>;
+pub type ResponseFuture<F, O = ()> = ObservedFuture<F, (Call, O)>;
 
 /// A gRPC service or client whose calls are counted; see [the module](crate::grpc).
 ///
@@ -70,15 +70,17 @@ where
     #[inline]
     fn call(&mut self, mut req: http::Request<B>) -> Self::Future {
         let at = Moment::new();
+        let Some((call, messages)) = Call::start(&self.state, &req, &at) else {
+            return ResponseFuture::passed(self.inner.call(req.map(RequestBody::passed)));
+        };
+        // Whatever panics from here on, in the watch that rides along or in the service, ends the call.
+        let call = Guard::new(call);
         let along = self.along.start(&mut req, &at);
-        let (call, messages) = Call::start(&self.state, &req, &at).unzip();
-        // The call is in a guard, and so ends, before any foreign code runs.
-        ResponseFuture::start((call, along), || {
-            self.inner.call(req.map(|body| match messages {
-                Some(messages) => RequestBody::observed(body, messages),
-                None => RequestBody::passed(body),
-            }))
-        })
+        let req = req.map(|body| RequestBody::observed(body, messages));
+        match call.disarm() {
+            Some(call) => ResponseFuture::start((call, along), || self.inner.call(req)),
+            None => ResponseFuture::passed(self.inner.call(req)),
+        }
     }
 }
 

@@ -2,14 +2,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::route::{Place, State};
-use crate::base::clock::{self, Instant, Moment};
+use crate::base::clock::{self, Instant};
 use crate::base::deadline::Deadline;
 use crate::base::outcome::Outcome;
 use crate::base::stats::{Lease, Pooled, Stopwatch, pooled};
 
-/// One call under way. Whoever holds it ends it; it does not end by itself.
+/// One call under way. It ends as dropped unless somebody says how.
 #[derive(Debug)]
-pub(super) struct Call(Pooled<Record>);
+pub(super) struct Call(Option<Pooled<Record>>);
 
 /// What is known of a call.
 #[derive(Debug)]
@@ -55,32 +55,47 @@ impl Call {
         call.watch = Stopwatch::start(now);
         call.deadline = deadline;
         call.place = place;
-        Self(call)
+        Self(Some(call))
     }
 
+    /// Its watch, while it is under way.
     #[inline]
-    pub(super) fn watch(&mut self) -> &mut Stopwatch {
-        &mut self.0.watch
+    pub(super) fn watch(&mut self) -> Option<&mut Stopwatch> {
+        self.0.as_mut().map(|call| &mut call.watch)
     }
 
+    /// Ends it. When somebody `served` it, the name of its route becomes one.
     #[inline]
-    pub(super) fn end(mut self, outcome: Outcome, now: Instant) {
-        let call = &mut *self.0;
+    pub(super) fn end(mut self, outcome: Outcome, served: bool, now: Instant) {
+        if let Some(call) = self.0.take() {
+            call.end(outcome, served, now);
+        }
+    }
+}
+
+impl Drop for Call {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(call) = self.0.take() {
+            let now = clock::now();
+            let late = call.deadline.is_some_and(|deadline| deadline.passed(now));
+            call.end(Outcome::of_drop(late), false, now);
+        }
+    }
+}
+
+impl Pooled<Record> {
+    #[inline]
+    fn end(mut self, outcome: Outcome, served: bool, now: Instant) {
+        let call = &mut *self;
         let phases = call.watch.stop(now);
         call.state.measures(&call.place).end(now, outcome, &phases);
-        if let Place::Other(Some(name)) = &call.place
-            && matches!(outcome, Outcome::Success | Outcome::Failure)
-        {
-            call.state.admit(name);
-        }
         // Whoever takes the record up again finds nothing of this call's.
-        call.place = Place::Only;
-    }
-
-    /// What a call came to whose future or body was dropped.
-    pub(super) fn dropped(&self, at: &Moment) -> Outcome {
-        let passed = |deadline: Deadline| deadline.passed(at.now());
-        Outcome::of_drop(self.0.deadline.is_some_and(passed))
+        if let (Place::Other(Some(name)), true) =
+            (std::mem::replace(&mut call.place, Place::Only), served)
+        {
+            call.state.admit(&name);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 
 use super::call::Call;
-use crate::base::clock::{self, Moment};
+use crate::base::clock;
 use crate::base::outcome::{Code, Outcome};
 
 pin_project! {
@@ -14,31 +14,16 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
-        call: Guard,
-    }
-}
-
-/// Ends its call as dropped unless it was ended before.
-#[derive(Debug)]
-struct Guard(Option<Call>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(call) = self.0.take() {
-            let at = Moment::new();
-            let outcome = call.dropped(&at);
-            call.end(outcome, at.now());
-        }
+        call: Option<Call>,
     }
 }
 
 impl<F> ResponseFuture<F> {
     #[inline]
     pub(super) fn start(call: Call, inner: impl FnOnce() -> F) -> Self {
-        let call = Guard(Some(call));
         Self {
             inner: inner(),
-            call,
+            call: Some(call),
         }
     }
 }
@@ -53,14 +38,27 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
+        let call = OnUnwind(this.call);
         let result = ready!(this.inner.poll(cx));
-        if let Some(call) = this.call.0.take() {
+        if let Some(call) = call.0.take() {
             let outcome = match &result {
                 Ok(_) => Outcome::Success,
                 Err(error) => Code::from_error(error).into(),
             };
-            call.end(outcome, clock::now());
+            call.end(outcome, outcome == Outcome::Success, clock::now());
         }
         Poll::Ready(result)
+    }
+}
+
+/// Ends a call in the unwinding that ends it: who catches the panic may keep the future for long.
+struct OnUnwind<'a>(&'a mut Option<Call>);
+
+impl Drop for OnUnwind<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            *self.0 = None;
+        }
     }
 }

@@ -61,15 +61,15 @@ impl TimingHandle {
 
     /// The `quantile` (0 to 1) of `route`'s durations within the window, as a signal.
     ///
-    /// Naming a route here makes it one, if there is room; a layer without a route function has the one called like
-    /// itself.
+    /// Naming a route here makes it one; `None` when there is no room. A layer without a route function has only the
+    /// one called like itself.
     ///
     /// # Panics
     ///
     /// When `quantile` does not lie within 0 and 1.
-    pub fn signal(&self, route: &str, quantile: f64) -> LatencySignal {
-        let window = self.0.window_of(route).clone();
-        LatencySignal::new(route, window, quantile)
+    pub fn signal(&self, route: &str, quantile: f64) -> Option<LatencySignal> {
+        let window = self.0.window_of(route)?.clone();
+        Some(LatencySignal::new(route, window, quantile))
     }
 
     /// Writes `route`'s window as an HdrHistogram V2 interval log, a line for each slice, for HdrHistogram's own

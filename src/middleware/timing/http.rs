@@ -43,6 +43,8 @@ pub struct HttpWatch<R, C> {
 pub struct HttpCall<C: MakeClassifier> {
     call: Call,
     head: bool,
+    /// The status says that somebody serves this path.
+    served: bool,
     classify: Classify<C>,
 }
 
@@ -129,6 +131,7 @@ where
         HttpCall {
             call,
             head: req.method() == http::Method::HEAD,
+            served: false,
             classify: Classify::Response(classifier),
         }
     }
@@ -151,7 +154,10 @@ impl<R: Clone, C: Clone> Clone for HttpWatch<R, C> {
 impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
     #[inline]
     fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
-        self.call.watch().first(at.now());
+        if let Some(watch) = self.call.watch() {
+            watch.first(at.now());
+        }
+        self.served = response.status().is_success() || response.status().is_redirection();
         if let Classify::Response(classifier) =
             std::mem::replace(&mut self.classify, Classify::Taken)
         {
@@ -169,12 +175,16 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
     }
 
     fn pending(&mut self, at: &Moment) {
-        self.call.watch().pending(|| at.now());
+        if let Some(watch) = self.call.watch() {
+            watch.pending(|| at.now());
+        }
     }
 
     #[inline]
     fn data<D: Buf>(&mut self, _: &D, at: &Moment) {
-        self.call.watch().delivered(|| at.now());
+        if let Some(watch) = self.call.watch() {
+            watch.delivered(|| at.now());
+        }
     }
 
     #[inline]
@@ -183,7 +193,10 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
             result.map_or_else(Into::into, |()| Outcome::Success)
         };
         let outcome = match (end, self.classify) {
-            (End::Dropped, _) => self.call.dropped(at),
+            // The answer was an error, and whoever dropped it had seen enough.
+            (End::Dropped, Classify::Known(outcome)) if outcome != Outcome::Success => outcome,
+            // The call's own drop says what it came to.
+            (End::Dropped, _) => return,
             (End::Error(error), Classify::Response(classifier)) => {
                 classifier.classify_error(error).into()
             }
@@ -199,7 +212,8 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
             (_, Classify::Known(outcome)) => outcome,
             (_, Classify::Response(_) | Classify::Taken) => Outcome::Failure,
         };
-        self.call.end(outcome, at.now());
+        let served = self.served && outcome == Outcome::Success;
+        self.call.end(outcome, served, at.now());
     }
 }
 

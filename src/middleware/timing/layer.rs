@@ -26,6 +26,7 @@ struct Options {
     bounds: Bounds,
     window: Window,
     max_routes: usize,
+    routed: bool,
     expected: Option<Duration>,
 }
 
@@ -39,6 +40,7 @@ impl TimingLayer {
                 bounds: Bounds::client_golang(),
                 window: Window::default(),
                 max_routes: 128,
+                routed: false,
                 expected: None,
             },
             state: Arc::default(),
@@ -56,7 +58,8 @@ impl TimingLayer {
     }
 
     /// One route (default), or the route a [`Route`](super::Route) of your own names for each request.
-    pub fn route_with<T>(self, route: T) -> TimingLayer<T> {
+    pub fn route_with<T>(mut self, route: T) -> TimingLayer<T> {
+        self = self.set(|options| options.routed = true);
         TimingLayer {
             route,
             options: self.options,
@@ -67,8 +70,16 @@ impl TimingLayer {
 
 impl<R> TimingLayer<R> {
     /// At most 128 routes (default) are told apart; further ones are `other`.
+    ///
+    /// # Panics
+    ///
+    /// When `max` is beyond 65,536.
     #[must_use]
     pub fn max_routes(self, max: usize) -> Self {
+        assert!(
+            max <= 65_536,
+            "max_routes of {max} is beyond 65,536: each is series to scrape"
+        );
         self.set(|options| options.max_routes = max)
     }
 
@@ -127,6 +138,7 @@ impl<R> TimingLayer<R> {
                 options.bounds,
                 options.window,
                 options.max_routes,
+                options.routed,
                 options.expected,
             ))
         })

@@ -61,8 +61,10 @@ impl Route<'_> {
                 "Wait until the service was ready",
             )
             .push(self.labels.clone(), ready);
+        // Calls are recorded fine first, so read so they are never fewer than in the classic buckets.
+        let duration = self.histogram(Phase::Total);
         let fine = self.measures.total.whole().counts();
-        let duration = self.histogram(Phase::Total).with_native(&fine, SCHEMA);
+        let duration = duration.with_native(&fine, SCHEMA);
         families
             .family(
                 Kind::Histogram,
@@ -80,6 +82,7 @@ impl Route<'_> {
             "tower_flow_timing_window_seconds",
             "Durations within the sliding window",
         );
+        let family = family.greatest();
         for (name, value) in quantiles.iter().filter(|_| quantiles.count > 0) {
             family.push(self.labels.clone().with("stat", name), value.as_secs_f64());
         }

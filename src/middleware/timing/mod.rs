@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Numbers are kept per route: one named after the layer, or as many as a function of the request names, up to
-//! [`max_routes`](TimingLayer::max_routes). A name becomes a route after its first call that ended in success or
-//! failure; calls that nobody serves, and all names beyond the bound, are billed to `other`. A scanner therefore
+//! [`max_routes`](TimingLayer::max_routes). A name becomes a route after its first call that ended in
+//! success; calls before that, and all names beyond the bound, are billed to `other`. A scanner therefore
 //! cannot make series.
 //!
 //! # Example
@@ -51,7 +51,7 @@
 //!     })
 //!     .window(Window::new(Duration::from_secs(10), 5))
 //!     .attach(&flow);
-//! let p95 = timing.handle().signal("cart", 0.95);
+//! let p95 = timing.handle().signal("cart", 0.95).expect("there is room");
 //! assert_eq!(p95.sample(), None, "nothing has been measured yet");
 //! let layer = timing.http();
 //! # let _ = layer;

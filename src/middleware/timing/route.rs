@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) bounds: Bounds,
     pub(super) expected: Option<Duration>,
     pub(super) http: std::sync::atomic::AtomicBool,
+    /// Whether requests name their routes; else there is the one.
+    routed: bool,
     window: Window,
     only: Measures,
     other: Measures,
@@ -96,6 +98,7 @@ impl State {
         bounds: Bounds,
         window: Window,
         max_routes: usize,
+        routed: bool,
         expected: Option<Duration>,
     ) -> Self {
         Self {
@@ -103,6 +106,7 @@ impl State {
             other: Measures::new(&bounds, window),
             routes: Names::new(max_routes),
             http: false.into(),
+            routed,
             name,
             bounds,
             window,
@@ -142,22 +146,20 @@ impl State {
             .admit(name, || Measures::new(&self.bounds, self.window))
     }
 
-    /// The window of `route`, which becomes one if there is room.
-    pub(super) fn window_of(&self, route: &str) -> &Arc<Sliding> {
-        if *route == *self.name {
-            return &self.only.total;
+    /// The window of `route`, which becomes a route if there is room.
+    pub(super) fn window_of(&self, route: &str) -> Option<&Arc<Sliding>> {
+        if !self.routed {
+            return (*route == *self.name).then_some(&self.only.total);
         }
-        match self.admit(route) {
-            Some(place) => &self.routes.at(place).total,
-            None => &self.other.total,
-        }
+        let place = self.admit(route)?;
+        Some(&self.routes.at(place).total)
     }
 
     /// All routes that were ever called or asked for: the layer's own first, `other` last.
     pub(super) fn all(&self) -> Vec<(&str, &Measures)> {
         let mut all = self.routes.sorted();
-        // A layer without a route function has but the one; show it before its first call too.
-        if all.is_empty() && self.other.started() == 0 || self.only.started() > 0 {
+        // The only route of its layer is shown before its first call too.
+        if !self.routed {
             all.insert(0, (&self.name, &self.only));
         }
         if self.other.started() > 0 {
