@@ -8,6 +8,7 @@
 //! `TraceLayer`, and any classifier written for `TraceLayer` works in this crate's HTTP layers as long as its failure
 //! class turns into an [`Outcome`], as tower-http's own do.
 
+mod cause;
 mod code;
 
 use std::fmt::{self, Display};

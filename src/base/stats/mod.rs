@@ -17,6 +17,7 @@ mod exponential;
 mod hdr;
 mod lease;
 mod names;
+#[cfg(any(feature = "grpc", feature = "timing"))]
 mod pooled;
 mod quantiles;
 mod stopwatch;
@@ -30,6 +31,7 @@ pub use exponential::{Counts, Exponential};
 pub(crate) use hdr::interval_log;
 pub use lease::{Lease, Leased, Spares};
 pub use names::Names;
+#[cfg(any(feature = "grpc", feature = "timing"))]
 pub(crate) use pooled::{Pool, Pooled, Records, pooled};
 pub use quantiles::Quantiles;
 pub use stopwatch::{Phases, Stopwatch};
