@@ -107,12 +107,21 @@ impl<O: Observe> Guard<O> {
 /// Ends an observer in the unwinding that ends it: who catches the panic may keep the future or body for long.
 struct OnUnwind<'a, O: Observe>(&'a mut Guard<O>);
 
-impl<O: Observe> Drop for OnUnwind<'_, O> {
+impl<'a, O: Observe> OnUnwind<'a, O> {
+    /// Runs `foreign` code; nothing is left of this when it returns.
     #[inline]
+    fn run<T>(observer: &'a mut Guard<O>, foreign: impl FnOnce() -> T) -> T {
+        let armed = OnUnwind(observer);
+        let result = foreign();
+        std::mem::forget(armed);
+        result
+    }
+}
+
+impl<O: Observe> Drop for OnUnwind<'_, O> {
+    #[cold]
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(observer) = self.0.0.take()
-        {
+        if let Some(observer) = self.0.0.take() {
             observer.end(End::<Infallible>::Dropped, &Moment::new());
         }
     }
@@ -170,32 +179,28 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let observer = OnUnwind(this.observer);
-        let result = ready!(this.inner.poll(cx));
-        let at = Moment::new();
-        // Nothing foreign runs while the observer is in nobody's guard.
-        let over = match (&result, &mut observer.0.0) {
-            (Ok(response), Some(watching)) => {
-                watching.head(response, &at);
-                watching.bodiless() || response.body().is_end_stream()
-            }
-            _ => true,
-        };
-        let observer = observer.0.0.take();
+        let inner = this.inner;
+        let result = ready!(OnUnwind::run(this.observer, || inner.poll(cx)));
+        // In a guard of its own while foreign code looks at the response.
+        let mut observer = std::mem::replace(this.observer, Guard(None));
         Poll::Ready(match result {
-            Ok(response) if over => {
-                if let Some(observer) = observer {
+            Ok(response) => {
+                let at = Moment::new();
+                let over = match &mut observer.0 {
+                    Some(observer) => {
+                        observer.head(&response, &at);
+                        observer.bodiless() || response.body().is_end_stream()
+                    }
+                    None => false,
+                };
+                if over && let Some(observer) = observer.0.take() {
                     observer.end(End::<Infallible>::Complete, &at);
                 }
-                Ok(response.map(ObservedBody::passed))
+                Ok(response.map(|inner| ObservedBody { inner, observer }))
             }
-            Ok(response) => Ok(response.map(|inner| ObservedBody {
-                inner,
-                observer: Guard(observer),
-            })),
             Err(error) => {
-                if let Some(observer) = observer {
-                    observer.end(End::Error(&error), &at);
+                if let Some(observer) = observer.0.take() {
+                    observer.end(End::Error(&error), &Moment::new());
                 }
                 Err(error)
             }
@@ -244,13 +249,16 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
-        let guard = OnUnwind(this.observer);
-        let Some(observer) = &mut guard.0.0 else {
+        let Some(observer) = &mut this.observer.0 else {
             return this.inner.poll_frame(cx);
         };
         observer.asked(&Moment::new());
-        let polled = this.inner.as_mut().poll_frame(cx);
+        let inner = this.inner.as_mut();
+        let polled = OnUnwind::run(this.observer, || inner.poll_frame(cx));
         let at = Moment::new();
+        let Some(observer) = &mut this.observer.0 else {
+            return polled;
+        };
         let end = match &polled {
             Poll::Pending => {
                 observer.pending(&at);
@@ -272,7 +280,7 @@ where
             Poll::Ready(Some(Err(error))) => End::Error(error),
             Poll::Ready(None) => End::Complete,
         };
-        if let Some(observer) = guard.0.0.take() {
+        if let Some(observer) = this.observer.0.take() {
             observer.end(end, &at);
         }
         polled

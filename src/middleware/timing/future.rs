@@ -38,9 +38,11 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let call = OnUnwind(this.call);
-        let result = ready!(this.inner.poll(cx));
-        if let Some(call) = call.0.take() {
+        let armed = OnUnwind(this.call);
+        let polled = this.inner.poll(cx);
+        std::mem::forget(armed);
+        let result = ready!(polled);
+        if let Some(call) = this.call.take() {
             let outcome = match &result {
                 Ok(_) => Outcome::Success,
                 Err(error) => Code::from_error(error).into(),
@@ -51,14 +53,12 @@ where
     }
 }
 
-/// Ends a call in the unwinding that ends it: who catches the panic may keep the future for long.
+/// Ends a call in the unwinding that ends it: who catches the panic may keep the future for long. Forgotten otherwise.
 struct OnUnwind<'a>(&'a mut Option<Call>);
 
 impl Drop for OnUnwind<'_> {
-    #[inline]
+    #[cold]
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            *self.0 = None;
-        }
+        *self.0 = None;
     }
 }
