@@ -41,8 +41,10 @@ fn on(threads: usize, times: usize, work: impl Fn() + Sync) -> f64 {
     let barrier = Barrier::new(threads);
     let took = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
+            .map(|worker| {
+                let (barrier, work) = (&barrier, &work);
+                scope.spawn(move || {
+                    pin(worker);
                     barrier.wait();
                     let start = Instant::now();
                     work();
@@ -56,6 +58,23 @@ fn on(threads: usize, times: usize, work: impl Fn() + Sync) -> f64 {
         took.fold(0.0, f64::max)
     });
     took * 1e9 / times as f64
+}
+
+/// Keeps the thread on the `n`th processor: two workers on one would not contend.
+fn pin(n: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let allowed = sched_getaffinity(None).expect("the thread's processors");
+        let mut all = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        if let Some(cpu) = all.nth(n) {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            sched_setaffinity(None, &one).expect("an allowed processor");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = n;
 }
 
 /// Each worker with a clone of the service, and a clone of that for every call, as servers do.
