@@ -476,6 +476,18 @@ fn the_server_preset_keeps_it() {
 }
 
 #[test]
+fn the_client_preset_keeps_it() {
+    suite(|| {
+        let layer = GrpcClientLayer::new();
+        let handle = layer.handle();
+        grpc(
+            preset::grpc_client_with(layer, &Flow::new("contract")),
+            handle,
+        )
+    });
+}
+
+#[test]
 fn connection_streams_keep_it() {
     suite(|| {
         let connections = Connections::server("contract");

@@ -5,6 +5,7 @@
 
 mod admin;
 mod alloc;
+mod connection;
 mod contract;
 mod grpc;
 mod http;

@@ -157,6 +157,44 @@ async fn pythons_parser_takes_the_openmetrics_text() {
     );
 }
 
+#[tokio::test]
+async fn pythons_parser_takes_our_layers_from_a_registry_of_the_users() {
+    let Some(python) = support::python() else {
+        return;
+    };
+    let flow = busy().await;
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register_collector(Box::new(flow.collector()));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let output = support::run(
+        Command::new(python).arg(support::script("openmetrics.py")),
+        text.as_bytes(),
+    );
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}\n{text}");
+    assert!(!text.contains("..\n"), "no sentence ends twice: {text}");
+    // The same series as the flow's own exposition, the user's registry left out.
+    let families: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<_> = families
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|family| family["name"].as_str().unwrap())
+        .collect();
+    for family in flow
+        .families()
+        .iter()
+        .filter(|family| !family.name.starts_with("own"))
+    {
+        let name = &*family.name;
+        assert!(
+            names.contains(&name) || name == "tower_flow",
+            "no {name} in {names:?}"
+        );
+    }
+}
+
 /// The two alerts of etcd's monitoring mixin that read gRPC, their expressions as published.
 const ETCD_RULES: &str = r#"
 groups:

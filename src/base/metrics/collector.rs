@@ -35,7 +35,7 @@ impl Collector for FlowCollector {
                 let mut metric = metric.encode_family(&series.labels)?;
                 match (&series.value, family.kind) {
                     (Value::Histogram(histogram), _) => {
-                        let bounds = histogram.bounds.iter().copied().chain([f64::MAX]);
+                        let bounds = histogram.bounds.iter().copied().chain([f64::INFINITY]);
                         let buckets: Vec<_> =
                             bounds.zip(histogram.counts.iter().copied()).collect();
                         metric.encode_histogram::<NoLabelSet>(
