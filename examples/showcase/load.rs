@@ -82,20 +82,20 @@ where
             ..Note::default()
         };
         // What a call comes to is in the books; here there is nothing to do about it.
-        match turn % 16 {
-            0 => _ = stub.gather(tokio_stream::iter(vec![note; 20])).await,
-            1 | 2 => {
+        match (turn % 64, turn % 16) {
+            (_, 0) => _ = stub.gather(tokio_stream::iter(vec![note; 20])).await,
+            (_, 1 | 2) => {
                 if let Ok(answers) = stub.scatter(Note { times: 50, ..note }).await {
                     answers.into_inner().for_each(async |_| ()).await;
                 }
             }
-            3 => {
+            (_, 3) => {
                 if let Ok(answers) = stub.chat(tokio_stream::iter(vec![note; 20])).await {
                     answers.into_inner().for_each(async |_| ()).await;
                 }
             }
             // Leaves a stream half read.
-            4 => {
+            (4, _) => {
                 if let Ok(answers) = stub
                     .scatter(Note {
                         times: 50,
@@ -108,7 +108,7 @@ where
                 }
             }
             // Gives up on an answer.
-            5 => {
+            (20, _) => {
                 let slow = stub.say(Note {
                     delay_ms: 50,
                     ..note
@@ -116,7 +116,7 @@ where
                 let _ = tokio::time::timeout(Duration::from_millis(5), slow).await;
             }
             // Runs out of time.
-            6 => {
+            (36, _) => {
                 let mut late = Request::new(Note {
                     delay_ms: 50,
                     ..note
@@ -125,7 +125,7 @@ where
                 let _ = stub.say(late).await;
             }
             // Is asked to fail, in many ways.
-            7 | 8 => {
+            (_, 7 | 8) => {
                 _ = stub
                     .say(Note {
                         fail: 1 + (turn % 16) as u32,

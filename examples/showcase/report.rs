@@ -43,7 +43,9 @@ impl Act {
         }
         println!();
         match &*self.problems {
-            [] => println!("both sides' books agree: sent = received, started = handled"),
+            [] => println!(
+                "both sides' books agree: started = handled; sent = received but for what was cut short under way"
+            ),
             problems => {
                 println!("the books do not agree:");
                 problems.iter().for_each(|problem| println!("  {problem}"));
