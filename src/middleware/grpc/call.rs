@@ -63,7 +63,7 @@ pooled!(Half);
 /// What only some calls need, kept apart so that the others are small to move.
 #[derive(Default)]
 struct Extra {
-    /// The path to admit if the call turns out to be of a method that exists.
+    /// The path to admit if the call is answered with OK.
     learn: Option<Box<str>>,
     watch: Option<Stopwatch>,
     sizes: Option<Sizes>,

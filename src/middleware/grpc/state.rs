@@ -74,7 +74,7 @@ impl State {
         self.methods.find(path)
     }
 
-    /// The path, if it may become a method once a call of it was not answered with UNIMPLEMENTED.
+    /// The path, if it may become a method once a call of it was answered with OK.
     #[cold]
     pub(super) fn learnable(&self, path: &str) -> Option<Box<str>> {
         let learnable = path.len() <= LONGEST && split(path).is_some() && !self.methods.is_full();
