@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
+use super::error::BoxError;
 use super::metrics::Families;
 
 /// Live numbers of a layer. A layer's handle implements it; [`Flow::attach`](crate::Flow::attach) takes it.
@@ -21,6 +22,45 @@ pub trait Inspect: Debug + Send + Sync + 'static {
 
     /// Adds its metric families.
     fn collect(&self, families: &mut Families);
+
+    /// What can be changed while it runs. Default: nothing.
+    fn knobs(&self) -> Vec<Knob> {
+        Vec::new()
+    }
+
+    /// Sets the knob called `name`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such knob, or it cannot be set `to` this.
+    fn turn(&self, name: &str, to: &Value) -> Result<(), BoxError> {
+        Err(format!(
+            "{} {:?} has no knob {name:?} to set to {to}",
+            self.kind(),
+            self.name()
+        )
+        .into())
+    }
+}
+
+/// Something of a layer that can be changed while it runs.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Knob {
+    /// Its name, for [`Inspect::turn`].
+    pub name: &'static str,
+    /// What it does, in a sentence.
+    pub help: &'static str,
+    /// What it is set to: a flag takes flags, a number or null takes numbers, and null where that means "by itself".
+    pub value: Value,
+}
+
+impl Knob {
+    /// A knob that is set to `value`.
+    pub fn new(name: &'static str, help: &'static str, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        Self { name, help, value }
+    }
 }
 
 impl<T: Inspect> Inspect for Arc<T> {
@@ -38,6 +78,14 @@ impl<T: Inspect> Inspect for Arc<T> {
 
     fn collect(&self, families: &mut Families) {
         (**self).collect(families);
+    }
+
+    fn knobs(&self) -> Vec<Knob> {
+        (**self).knobs()
+    }
+
+    fn turn(&self, name: &str, to: &Value) -> Result<(), BoxError> {
+        (**self).turn(name, to)
     }
 }
 

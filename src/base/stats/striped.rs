@@ -92,6 +92,14 @@ impl Striped {
         }
     }
 
+    /// The greatest value any thread has [`raise`](Stripe::raise)d counter `index` to.
+    pub fn greatest(&self, index: usize) -> u64 {
+        assert!(index < self.width, "counter {index} of {}", self.width);
+        self.live()
+            .map(|lines| cell(lines, index).load(Ordering::Acquire))
+            .fold(0, u64::max)
+    }
+
     #[inline]
     fn stripe(&self, slot: usize) -> Stripe<'_> {
         let shared = self.stripes.len() - 1;
@@ -126,18 +134,36 @@ impl std::fmt::Debug for Striped {
 // ===== impl Stripe =====
 
 impl Stripe<'_> {
-    /// Adds `n` to counter `index`, wrapping.
+    /// Adds `n` to counter `index`, wrapping. Returns what this stripe held of it before.
     #[inline]
-    pub fn add(&self, index: usize, n: u64) {
+    pub fn add(&self, index: usize, n: u64) -> u64 {
         let cell = cell(self.lines, index);
         // Release pairs with the Acquire in `sum`.
         if self.shared {
-            cell.fetch_add(n, Ordering::Release);
+            cell.fetch_add(n, Ordering::Release)
         } else {
-            cell.store(
-                cell.load(Ordering::Relaxed).wrapping_add(n),
-                Ordering::Release,
-            );
+            let before = cell.load(Ordering::Relaxed);
+            cell.store(before.wrapping_add(n), Ordering::Release);
+            before
+        }
+    }
+
+    /// What this stripe holds of counter `index`.
+    #[inline]
+    pub fn get(&self, index: usize) -> u64 {
+        cell(self.lines, index).load(Ordering::Relaxed)
+    }
+
+    /// Raises counter `index` to `value` if it is lower. Such a counter is read with [`Striped::greatest`].
+    #[inline]
+    pub fn raise(&self, index: usize, value: u64) {
+        let cell = cell(self.lines, index);
+        if cell.load(Ordering::Relaxed) < value {
+            if self.shared {
+                cell.fetch_max(value, Ordering::Release);
+            } else {
+                cell.store(value, Ordering::Release);
+            }
         }
     }
 }
