@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use http::{Request, Response};
 use http_body::Body;
-use support::{Counting, Echo, Question, call, requests, rounds};
+use support::{Counting, Echo, Question, call, pin, requests, rounds};
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
 use tower_flow::stats::{Lease, Striped};
 use tower_flow::timing::TimingLayer;
@@ -58,23 +58,6 @@ fn on(threads: usize, times: usize, work: impl Fn() + Sync) -> f64 {
         took.fold(0.0, f64::max)
     });
     took * 1e9 / times as f64
-}
-
-/// Keeps the thread on the `n`th processor: two workers on one would not contend.
-fn pin(n: usize) {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-        let allowed = sched_getaffinity(None).expect("the thread's processors");
-        let mut all = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-        if let Some(cpu) = all.nth(n) {
-            let mut one = CpuSet::new();
-            one.set(cpu);
-            sched_setaffinity(None, &one).expect("an allowed processor");
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = n;
 }
 
 /// Each worker with a clone of the service, and a clone of that for every call, as servers do.
@@ -120,7 +103,7 @@ fn main() {
         ),
         (
             "one striped counter",
-            repeated(|| striped.local().add(0, 1)),
+            repeated(|| _ = striped.local().add(0, 1)),
         ),
         (
             "one Arc, clone and drop",

@@ -26,7 +26,7 @@
 //!
 //! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`], [`watch`],
 //!   [`deadline`], [`priority`], [`error`], [`clock`];
-//! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`];
+//! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`shed`], [`throttle`];
 //! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
 //!
 //! # Features
@@ -38,6 +38,9 @@
 //! | `grpc` | [`grpc`] |
 //! | `timing` | [`timing`], [`signal::LatencySignal`] |
 //! | `connection` | [`connection`] |
+//! | `throttle` | [`throttle`] |
+//! | `shed` | [`shed`] |
+//! | `signal` | the signals that watch a tokio runtime: [`signal::SchedulerSignal`], [`signal::WakeupSignal`] |
 //! | `admin` | [`admin`] |
 //! | `metrics` | [`Flow`], [`inspect`], [`metrics`]; on with any of the above |
 //! | `protobuf` | the protobuf exposition with native histograms |
@@ -67,6 +70,10 @@ pub use builder::ServiceBuilderExt;
 pub use middleware::connection;
 #[cfg(feature = "grpc")]
 pub use middleware::grpc;
+#[cfg(feature = "shed")]
+pub use middleware::shed;
+#[cfg(feature = "throttle")]
+pub use middleware::throttle;
 #[cfg(feature = "timing")]
 pub use middleware::timing;
 

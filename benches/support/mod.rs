@@ -1,5 +1,7 @@
 //! What both benches use: a counting allocator, a gRPC service in memory, and a loop that drives calls to their end.
 
+pub mod plain;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -27,6 +29,11 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
         unsafe { System.dealloc(ptr, layout) }
     }
+}
+
+/// How often the calling thread has allocated.
+pub fn allocations() -> u64 {
+    ALLOCATIONS.get()
 }
 
 /// A unary gRPC answer: a message of 16 bytes and trailers.
@@ -230,4 +237,21 @@ pub fn rounds() -> usize {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(60)
+}
+
+/// Keeps the thread on the `n`th processor: two workers on one would not contend.
+pub fn pin(n: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        let allowed = sched_getaffinity(None).expect("the thread's processors");
+        let mut all = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        if let Some(cpu) = all.nth(n) {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            sched_setaffinity(None, &one).expect("an allowed processor");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = n;
 }

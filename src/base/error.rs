@@ -30,6 +30,9 @@ pub struct Rejection {
     reason: Reason,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
+    /// Made when somebody asks.
+    #[cfg(feature = "tonic")]
+    status: std::sync::OnceLock<tonic::Status>,
 }
 
 /// Why a layer refused a request.
@@ -48,6 +51,8 @@ pub enum Reason {
     Pressure,
     /// Its tenant or partition has used its share.
     Quota,
+    /// Its backend refuses too much to be sent more.
+    Throttled,
     /// The layer is shutting down.
     Closed,
 }
@@ -62,6 +67,8 @@ impl Rejection {
             reason,
             message: message.into(),
             retry_after: None,
+            #[cfg(feature = "tonic")]
+            status: std::sync::OnceLock::new(),
         }
     }
 
@@ -103,7 +110,30 @@ impl fmt::Display for Rejection {
     }
 }
 
-impl Error for Rejection {}
+impl Error for Rejection {
+    /// With feature `tonic` its `tonic::Status`: a tonic server answers with the first it finds in the chain, and
+    /// turns any other error of a layer into a reset stream.
+    #[cfg(feature = "tonic")]
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(self.status.get_or_init(|| self.status()))
+    }
+}
+
+#[cfg(feature = "tonic")]
+impl Rejection {
+    fn status(&self) -> tonic::Status {
+        let code = crate::base::outcome::Code::of_reason(self.reason);
+        let mut status =
+            tonic::Status::new(tonic::Code::from(code.index() as i32), self.to_string());
+        if let Some(after) = self.retry_after {
+            let after = i32::try_from(after.as_millis()).unwrap_or(i32::MAX);
+            status
+                .metadata_mut()
+                .insert("grpc-retry-pushback-ms", after.into());
+        }
+        status
+    }
+}
 
 // ===== impl Reason =====
 
@@ -117,6 +147,7 @@ impl Reason {
             Self::Deadline => "deadline",
             Self::Pressure => "pressure",
             Self::Quota => "quota",
+            Self::Throttled => "throttled",
             Self::Closed => "closed",
         }
     }

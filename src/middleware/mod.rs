@@ -4,5 +4,9 @@
 pub mod connection;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+#[cfg(feature = "shed")]
+pub mod shed;
+#[cfg(feature = "throttle")]
+pub mod throttle;
 #[cfg(feature = "timing")]
 pub mod timing;

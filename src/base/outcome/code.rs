@@ -4,6 +4,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tower_http::classify::GrpcCode;
 
 use super::cause;
+use crate::base::error::Reason;
 use crate::base::header;
 
 /// The header or trailer that carries a call's status.
@@ -155,6 +156,11 @@ impl Code {
         }
     }
 
+    /// What a refusal by a layer of this crate is called.
+    pub(crate) fn of_reason(reason: Reason) -> Self {
+        cause::of_reason(reason)
+    }
+
     /// What a failed future or body means: the first cause in the error's chain that says it.
     ///
     /// Known are a [`Rejection`](crate::Rejection), I/O errors, tokio's and tower's `Elapsed`, tower's `Overloaded`; with feature `tonic` its `Status`, `TimeoutExpired`
@@ -187,7 +193,7 @@ impl From<tonic::Code> for Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::error::{BoxError, Reason, Rejection};
+    use crate::base::error::{BoxError, Rejection};
 
     #[test]
     fn numbers_and_names_line_up() {

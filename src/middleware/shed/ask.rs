@@ -1,0 +1,112 @@
+use std::time::Duration;
+
+use crate::base::deadline::Deadline;
+use crate::base::priority::Priority;
+
+/// What is known of a request before it is admitted. The default: of ordinary priority, in nobody's partition, without
+/// a deadline.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ask<'a> {
+    pub(super) priority: Priority,
+    pub(super) deadline: Option<Deadline>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) cohort: Option<u64>,
+    pub(super) partition: Option<&'a str>,
+    pub(super) kind: Kind,
+    /// Nobody will read the response's body: the answer to a `HEAD` request.
+    pub(super) bodiless: bool,
+}
+
+/// Which way a request takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    #[default]
+    Unary,
+    Stream,
+    Bypass,
+}
+
+/// Tells what to know of a request. Any `Fn(&Req) -> Ask` does.
+pub trait Triage<Req> {
+    /// What is known of `req`.
+    fn triage<'a>(&self, req: &'a Req) -> Ask<'a>;
+}
+
+/// Knows nothing: all requests are equal.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct AllEqual;
+
+// ===== impl Ask =====
+
+impl<'a> Ask<'a> {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// [`Priority::Default`] (default), or this one.
+    #[must_use]
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// No deadline (default), or this moment; with a [`timeout`](Self::timeout) too, the earlier of the two.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Deadline) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// No timeout (default), or so long from now.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// At random (default), or by a hash of whose request this is: when part of a priority is shed, it is the same
+    /// part from one request to the next, so that some are served well and not all badly.
+    #[must_use]
+    pub fn cohort(mut self, hash: u64) -> Self {
+        self.cohort = Some(hash);
+        self
+    }
+
+    /// Nobody's (default), or the partition of this name; an unknown name is nobody's.
+    #[must_use]
+    pub fn partition(mut self, name: &'a str) -> Self {
+        self.partition = Some(name);
+        self
+    }
+
+    /// A long-lived stream: it holds a slot of the streams' own pool and is never a sample.
+    #[must_use]
+    pub fn stream(mut self) -> Self {
+        self.kind = Kind::Stream;
+        self
+    }
+
+    /// Let it through whatever happens: a health check, an admin route. It is counted and holds no slot.
+    #[must_use]
+    pub fn bypass(mut self) -> Self {
+        self.kind = Kind::Bypass;
+        self
+    }
+}
+
+// ===== impl Triage =====
+
+impl<Req> Triage<Req> for AllEqual {
+    #[inline]
+    fn triage<'a>(&self, _: &'a Req) -> Ask<'a> {
+        Ask::default()
+    }
+}
+
+impl<Req, F: for<'a> Fn(&'a Req) -> Ask<'a>> Triage<Req> for F {
+    fn triage<'a>(&self, req: &'a Req) -> Ask<'a> {
+        self(req)
+    }
+}

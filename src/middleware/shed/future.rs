@@ -1,0 +1,183 @@
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use super::protocol::{Held, Protocol};
+use super::state::{Admission, Permit, Waiting};
+
+pin_project! {
+    /// The response future of [`Shed`](super::Shed).
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, Req, P>
+    where
+        S: Service<Req>,
+        P: Protocol<Req, S::Response, S::Error>,
+    {
+        #[pin]
+        stage: Stage<S, Req, S::Future, P::Refused>,
+        protocol: P,
+    }
+}
+
+pin_project! {
+    /// How far a request has come.
+    #[project = StageProject]
+    enum Stage<S, Req, F, R> {
+        /// It waits for a slot.
+        Queued { waiting: Waiting, parked: Option<(S, Req)>, #[pin] sleep: Option<tokio::time::Sleep> },
+        /// It has a slot and waits until the inner service is ready.
+        Admitted { permit: Option<Permit>, parked: Option<(S, Req)> },
+        Running { permit: Option<Permit>, #[pin] inner: F },
+        Refused { #[pin] answer: R },
+        Done,
+    }
+}
+
+impl<S, Req, P> ResponseFuture<S, Req, P>
+where
+    S: Service<Req>,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    #[inline]
+    pub(super) fn new(
+        admission: Admission,
+        inner: impl FnOnce() -> S,
+        req: Req,
+        protocol: P,
+    ) -> Self {
+        let stage = match admission {
+            Admission::Go(permit) => Stage::Admitted {
+                permit: Some(permit),
+                parked: Some((inner(), req)),
+            },
+            Admission::Wait(waiting) => Stage::Queued {
+                waiting,
+                parked: Some((inner(), req)),
+                sleep: None,
+            },
+            Admission::Refuse(refusal) => Stage::Refused {
+                answer: protocol.refuse(req, refusal),
+            },
+        };
+        Self { stage, protocol }
+    }
+}
+
+impl<S, Req, P> Future for ResponseFuture<S, Req, P>
+where
+    S: Service<Req>,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    type Output = Result<P::Response, P::Error>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.stage.as_mut().project() {
+                StageProject::Queued {
+                    waiting,
+                    parked,
+                    sleep,
+                } => {
+                    let settled = ready!(wait(waiting, sleep, cx));
+                    let (inner, req) = parked.take().expect("a request is parked while it waits");
+                    match settled {
+                        Ok(permit) => Stage::Admitted {
+                            permit: Some(permit),
+                            parked: Some((inner, req)),
+                        },
+                        Err(refusal) => Stage::Refused {
+                            answer: this.protocol.refuse(req, refusal),
+                        },
+                    }
+                }
+                StageProject::Admitted { permit, parked } => {
+                    let armed = OnUnwind(permit);
+                    let (inner, _) = parked.as_mut().expect("a request is parked until it runs");
+                    let readiness = inner.poll_ready(cx);
+                    let started = readiness.map_ok(|()| {
+                        let (mut inner, req) = parked.take().expect("it was there");
+                        inner.call(req)
+                    });
+                    std::mem::forget(armed);
+                    let started = ready!(started);
+                    let permit = permit.take();
+                    match started {
+                        Ok(inner) => Stage::Running { permit, inner },
+                        Err(error) => {
+                            this.stage.set(Stage::Done);
+                            let permit = permit.expect("a permit is held until the end");
+                            return Poll::Ready(this.protocol.finish(Err(error), Held(permit)));
+                        }
+                    }
+                }
+                StageProject::Running { permit, inner } => {
+                    let armed = OnUnwind(permit);
+                    let polled = inner.poll(cx);
+                    std::mem::forget(armed);
+                    let result = ready!(polled);
+                    let permit = permit.take().expect("a permit is held until the end");
+                    // The permit ends in this poll, whenever the future is dropped.
+                    return Poll::Ready(this.protocol.finish(result, Held(permit)));
+                }
+                StageProject::Refused { answer } => {
+                    let answer = ready!(answer.poll(cx));
+                    this.stage.set(Stage::Done);
+                    return Poll::Ready(answer);
+                }
+                StageProject::Done => panic!("shed: the future was polled after it was done"),
+            };
+            this.stage.set(next);
+        }
+    }
+}
+
+/// Waits until the ticket is settled or its time is up. The timer is set only when there is somebody to wait for.
+fn wait(
+    waiting: &mut Waiting,
+    mut sleep: Pin<&mut Option<tokio::time::Sleep>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Permit, super::Refusal>> {
+    if let Poll::Ready(settled) = waiting.poll(cx.waker()) {
+        return Poll::Ready(settled);
+    }
+    if sleep.is_none() {
+        sleep.set(Some(tokio::time::sleep_until(waiting.until)));
+    }
+    match sleep.as_pin_mut() {
+        Some(sleep) => sleep.poll(cx).map(|()| waiting.expire()),
+        None => Poll::Pending,
+    }
+}
+
+/// Gives the slot back in the unwinding that ends a request: who catches the panic may keep the future for long.
+struct OnUnwind<'a>(&'a mut Option<Permit>);
+
+impl Drop for OnUnwind<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        *self.0 = None;
+    }
+}
+
+impl<S, Req, P> std::fmt::Debug for ResponseFuture<S, Req, P>
+where
+    S: Service<Req>,
+    P: Protocol<Req, S::Response, S::Error>,
+{
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let stage = match &self.stage {
+            Stage::Queued { .. } => "queued",
+            Stage::Admitted { .. } => "admitted",
+            Stage::Running { .. } => "running",
+            Stage::Refused { .. } => "refused",
+            Stage::Done => "done",
+        };
+        f.debug_struct("ResponseFuture")
+            .field("stage", &stage)
+            .finish()
+    }
+}

@@ -1,0 +1,643 @@
+//! The default: what the service has room for, from its throughput and its round trip without queueing.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::{Facts, Limit, Next, Step, Window};
+
+/// How often a window that is not ripe is looked at again.
+const AGAIN: Duration = Duration::from_millis(10);
+/// The least length of a window.
+const LEAST: Duration = Duration::from_millis(100);
+/// Fewer samples than this say nothing.
+const FEW: u64 = 20;
+/// Seconds from one probe to the next: at first, after a surprise, and at most.
+const PROBE_EVERY: (f64, f64, f64) = (2.0, 8.0, 32.0);
+/// A floor that nothing confirmed for so many seconds gives way to the least round trip seen meanwhile.
+const STALE: f64 = 30.0;
+/// The least relative error an estimate claims, so that it never stops learning.
+const LEAST_ERROR: f64 = 0.04;
+/// How many standard errors a measurement is off before it replaces an estimate instead of refining it.
+const JUMP: f64 = 2.5;
+
+/// Finds the limit by itself: a little more than the bandwidth-delay product of the service behind it.
+///
+/// ```text
+/// bdp   = throughput * floor                     (throughput: completions/s while the limit is full)
+/// v     = min(1, deviation / mean of the round trips)
+/// limit = bdp * (1.25 + 0.25 * v) + 2 * v * sqrt(bdp)
+/// ```
+///
+/// The *floor* is the mean round trip without queueing. It is measured, not taken from a minimum: the least of many
+/// samples of a service with uneven requests is near zero. While the service is saturated the limit goes down to
+/// `0.95 * bdp` for ten floors, first after 2 s, then ever more rarely, up to each 32 s; three floors pass before the
+/// measurement, since the first to complete after a change are the short ones. Floor and throughput are combined with
+/// earlier values by their standard errors (a Kalman filter in one dimension), and replaced by a value that is more
+/// than 2.5 errors away.
+///
+/// At the start the limit is 16 and doubles with each window for as long as the throughput follows; where the first
+/// doubling brings nothing it is halved until the throughput follows down.
+///
+/// The limit is raised only while it is full and lowered only while it is full and requests queue behind it, so
+/// neither an idle hour nor a fast failure moves it. Windows with more than half as many overloads as completions
+/// lower it by a fifth.
+///
+/// Related: the `minRTT` probe of Envoy's `adaptive_concurrency` (limit 3, 50 requests), the gradient of Netflix'
+/// `concurrency-limits`, and BBR's model of a path. Defaults: `initial(16)`, `bounds(1..=10_000)`.
+#[derive(Debug, Clone)]
+pub struct Bdp {
+    initial: usize,
+    min: usize,
+    max: usize,
+    phase: Phase,
+    /// Seconds.
+    floor: Estimate,
+    /// Completions per second while the limit is full.
+    peak: Estimate,
+    /// Deviation over mean of the round trips, smoothed.
+    variation: f64,
+    /// Floor over the last round trip.
+    gradient: f64,
+    /// Full windows in a row.
+    full: u32,
+    /// The limit and the throughput of the last full window.
+    last: Option<(f64, f64)>,
+    /// When the last probe ended, and how long to wait for the next one.
+    probed: f64,
+    every: f64,
+    /// When the floor was confirmed, and the least round trip since.
+    confirmed: f64,
+    least: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// The first window: short requests complete first, so it counts for nothing.
+    Start,
+    /// Doubling; what the last full window was.
+    Up(Option<Full>),
+    /// Halving.
+    Down(Full),
+    /// Following throughput and floor.
+    Steady,
+    /// Measuring the floor at a lower limit.
+    Probe,
+}
+
+/// A window whose limit was full.
+#[derive(Debug, Clone, Copy)]
+struct Full {
+    limit: f64,
+    throughput: f64,
+    round_trip: f64,
+}
+
+/// A value and its relative standard error. An error of infinity: not known yet.
+#[derive(Debug, Clone, Copy)]
+struct Estimate {
+    value: f64,
+    error: f64,
+}
+
+// ===== impl Bdp =====
+
+impl Bdp {
+    /// The limit before anything is known. Default: 16.
+    ///
+    /// # Panics
+    ///
+    /// When it is 0.
+    #[must_use]
+    pub fn initial(mut self, limit: usize) -> Self {
+        assert!(
+            limit > 0,
+            "the initial limit must be at least 1, not {limit}"
+        );
+        self.initial = limit;
+        self
+    }
+
+    /// The least and the highest limit. Default: `1..=10_000`.
+    ///
+    /// # Panics
+    ///
+    /// When the least is 0 or above the highest.
+    #[must_use]
+    pub fn bounds(mut self, bounds: RangeInclusive<usize>) -> Self {
+        let (min, max) = bounds.into_inner();
+        assert!(min > 0, "the least limit must be at least 1, not {min}");
+        assert!(
+            min <= max,
+            "the least limit, {min}, must not be above the highest, {max}"
+        );
+        (self.min, self.max) = (min, max);
+        self
+    }
+
+    /// The limit for a bandwidth-delay product.
+    fn roomy(&self, bdp: f64) -> f64 {
+        let v = self.variation.min(1.0);
+        bdp * (1.25 + 0.25 * v) + 2.0 * v * bdp.sqrt()
+    }
+
+    fn close(&self, limit: f64, settle: f64) -> Step {
+        let limit = (limit.round() as usize).clamp(self.min, self.max);
+        Step::Close(Next::of(limit, LEAST).after(seconds(settle)))
+    }
+
+    /// Whether a window has seen enough. The samples it needs depend on earlier windows only: one that closes as soon
+    /// as its own error is small closes early just when the long requests are missing from it.
+    fn ripe(&self, window: &Window) -> bool {
+        let elapsed = window.elapsed.as_secs_f64();
+        let floor = self.floor.or(0.0);
+        // (least floors, wanted error, most samples, most seconds, most floors)
+        let (floors, error, most, end, end_floors) = match self.phase {
+            Phase::Start => return window.samples >= FEW,
+            Phase::Up(_) | Phase::Down(_) => (1.5, 0.2, 400.0, 0.5, 4.0),
+            Phase::Steady => (2.0, 0.12, 1000.0, 2.0, 10.0),
+            Phase::Probe => (10.0, 0.15, 1000.0, 1.0, 20.0),
+        };
+        let wanted = (self.variation / error).powi(2).clamp(100.0, most);
+        window.samples >= FEW
+            && elapsed >= (floors * floor).max(LEAST.as_secs_f64())
+            && (window.samples as f64 >= wanted || elapsed >= (end_floors * floor).max(end))
+    }
+
+    /// Learns about the floor from a window that was not a probe.
+    fn learn(&mut self, window: &Window, now: f64, round_trip: f64) {
+        // While requests pile up the short ones complete first, while they drain the long ones are left.
+        let came = window.offered.saturating_sub(window.refused) as f64;
+        let went = (window.completions + window.overloads + window.ignored) as f64;
+        let balanced = (came - went).abs() <= 0.1 * went;
+        let idle = !window.hit() && window.mean_in_flight() <= 0.4 * window.limit as f64;
+        if idle && balanced {
+            self.floor.refine(round_trip, window.error.max(0.02));
+            self.confirm(now);
+        } else if self.floor.known() {
+            if balanced && round_trip < self.floor.value * (1.0 - 2.0 * window.error) {
+                self.floor.refine(round_trip, window.error.max(0.1));
+            }
+            if round_trip < 1.15 * self.floor.value {
+                self.confirm(now);
+            }
+            self.least = self.least.min(round_trip);
+            if now - self.confirmed > STALE {
+                self.floor = Estimate::new(self.least, 0.3);
+                self.confirm(now);
+            }
+        }
+    }
+
+    fn confirm(&mut self, now: f64) {
+        self.confirmed = now;
+        self.least = f64::INFINITY;
+    }
+
+    /// Leaves the start behind.
+    fn settle_in(&mut self, now: f64) {
+        self.phase = Phase::Steady;
+        self.probed = now;
+        self.confirm(now);
+    }
+
+    fn up(
+        &mut self,
+        window: &Window,
+        now: f64,
+        seen: Full,
+        before: Option<Full>,
+        full: bool,
+    ) -> Step {
+        if !full {
+            return self.close(seen.limit, 0.0);
+        }
+        if self.floor.known() && seen.round_trip > 1.3 * self.floor.value {
+            self.settle_in(now);
+            self.peak = Estimate::new(seen.throughput, window.error);
+            return self.close(self.roomy(self.product(window, seen.throughput)), 0.0);
+        }
+        if let Some(before) = before {
+            if seen.limit > before.limit && !seen.follows(before) {
+                self.phase = Phase::Down(Full {
+                    throughput: seen.throughput.max(before.throughput),
+                    ..before
+                });
+                return self.close(before.limit / 2.0, seen.round_trip);
+            }
+            // What came before was not saturated, or else the throughput would not have grown.
+            self.floor = Estimate::new(before.round_trip.min(seen.round_trip), window.error);
+        }
+        self.phase = Phase::Up(Some(seen));
+        self.close(2.0 * seen.limit, seen.round_trip)
+    }
+
+    fn down(&mut self, window: &Window, now: f64, seen: Full, before: Full) -> Step {
+        if !seen.follows(before) && seen.limit > self.min as f64 {
+            self.phase = Phase::Down(Full {
+                throughput: seen.throughput.max(before.throughput),
+                ..seen
+            });
+            return self.close(seen.limit / 2.0, seen.round_trip);
+        }
+        self.floor = Estimate::new(seen.round_trip, window.error);
+        self.peak = Estimate::new(before.throughput, 0.2);
+        self.settle_in(now);
+        self.close(
+            self.roomy(self.product(window, before.throughput)),
+            seen.round_trip,
+        )
+    }
+
+    fn steady(&mut self, window: &Window, now: f64, seen: Full, full: bool) -> Step {
+        if !full {
+            self.full = 0;
+            self.last = None;
+            return self.close(seen.limit, 0.0);
+        }
+        self.full += 1;
+        let last = self.last.replace((seen.limit, seen.throughput));
+        let queued = seen.round_trip > 1.2 * self.floor.value;
+        // A lower limit that costs throughput shows that nothing queued behind the higher one: what looks like queueing
+        // is a slower service. Where that is beyond doubt it is believed, else it is a reason to probe.
+        let mut starved = false;
+        if let Some((limit, throughput)) = last {
+            let (less, cost) = (
+                (seen.limit / limit).ln(),
+                (seen.throughput / throughput).ln(),
+            );
+            starved = less < -0.1 && cost < 0.5 * less && now - self.probed > 1.0;
+            if starved && queued && cost < -10.0 * window.error {
+                self.floor = Estimate::new(seen.round_trip, 0.2);
+                self.peak = Estimate::new(throughput, 0.2);
+                self.every = PROBE_EVERY.0;
+                self.last = None;
+                self.settle_in(now);
+                let limit = self.roomy(self.product(window, throughput));
+                return self.close(limit, seen.round_trip);
+            }
+        }
+        self.peak.update(seen.throughput, window.error);
+        let throughput = if queued {
+            self.peak.value
+        } else {
+            self.peak.value.max(seen.throughput)
+        };
+        let bdp = self.product(window, throughput);
+        let busy = self.full >= 3 || window.refused > window.offered / 10;
+        if queued && busy && (starved || now - self.probed > self.every) {
+            self.phase = Phase::Probe;
+            return self.close((0.95 * bdp).max(0.4 * seen.limit), 3.0 * self.floor.value);
+        }
+        let next = self.roomy(bdp);
+        self.close(if queued { next } else { next.max(seen.limit) }, 0.0)
+    }
+
+    fn probe(&mut self, window: &Window, now: f64, seen: Full) -> Step {
+        let off = (seen.round_trip / self.floor.or(seen.round_trip))
+            .ln()
+            .abs();
+        let surprise = self.floor.update(seen.round_trip, window.error) || off > 0.2;
+        self.every = if surprise {
+            PROBE_EVERY.1
+        } else {
+            (2.0 * self.every).min(PROBE_EVERY.2)
+        };
+        self.full = 0;
+        self.last = None;
+        self.settle_in(now);
+        let limit = self.roomy(self.product(window, self.peak.or(seen.throughput)));
+        self.close(limit, self.floor.value)
+    }
+
+    /// How many slots a throughput takes when nothing queues: bodies hold theirs too.
+    fn product(&self, window: &Window, throughput: f64) -> f64 {
+        throughput * (self.floor.value + window.body.as_secs_f64())
+    }
+}
+
+impl Default for Bdp {
+    fn default() -> Self {
+        Self {
+            initial: 16,
+            min: 1,
+            max: 10_000,
+            phase: Phase::Start,
+            floor: Estimate::unknown(),
+            peak: Estimate::unknown(),
+            variation: 1.0,
+            gradient: 1.0,
+            full: 0,
+            last: None,
+            probed: 0.0,
+            every: PROBE_EVERY.0,
+            confirmed: 0.0,
+            least: f64::INFINITY,
+        }
+    }
+}
+
+impl Limit for Bdp {
+    fn start(&self) -> usize {
+        self.initial.clamp(self.min, self.max)
+    }
+
+    fn first_look(&self) -> Duration {
+        LEAST
+    }
+
+    fn look(&mut self, window: &Window) -> Step {
+        let limit = window.limit as f64;
+        if window.overloads >= 10
+            && window.overloads > window.completions / 2
+            && window.elapsed.as_secs_f64() >= self.floor.or(0.0).max(1.0)
+        {
+            self.phase = match self.phase {
+                Phase::Steady | Phase::Probe => Phase::Steady,
+                _ => Phase::Up(None),
+            };
+            return self.close((0.8 * limit).floor(), 0.0);
+        }
+        if !self.ripe(window) {
+            return Step::Wait(AGAIN);
+        }
+        let now = window.now.as_secs_f64();
+        let seen = Full {
+            limit,
+            throughput: window.throughput(),
+            round_trip: window.mean.as_secs_f64().max(1e-6),
+        };
+        let full = window.hit() && window.mean_in_flight() >= 0.8 * limit;
+        let over = seen.round_trip / self.floor.or(seen.round_trip);
+        self.gradient = (1.0 / over).min(1.0);
+        // The deviation of the service itself: queueing raises the mean and leaves the deviation.
+        let variation = window.error * (window.samples as f64).sqrt() * over.clamp(0.5, 3.0);
+        self.variation += 0.3 * (variation.min(4.0) - self.variation);
+        if matches!(self.phase, Phase::Up(_) | Phase::Down(_) | Phase::Steady) {
+            self.learn(window, now, seen.round_trip);
+        }
+        match self.phase {
+            Phase::Start => {
+                self.phase = Phase::Up(None);
+                self.close(
+                    if window.hit() { 2.0 * limit } else { limit },
+                    seen.round_trip,
+                )
+            }
+            Phase::Up(before) => self.up(window, now, seen, before, full),
+            Phase::Down(before) => self.down(window, now, seen, before),
+            Phase::Steady => self.steady(window, now, seen, full),
+            Phase::Probe => self.probe(window, now, seen),
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let known = self.floor.known();
+        Facts {
+            floor: known.then(|| seconds(self.floor.value)),
+            gradient: known.then_some(self.gradient),
+            probing: matches!(self.phase, Phase::Probe),
+        }
+    }
+}
+
+// ===== impl Full =====
+
+impl Full {
+    /// Whether the throughput followed the limit by more than half of the way.
+    fn follows(self, before: Self) -> bool {
+        let limit = (self.limit / before.limit).ln();
+        let throughput = (self.throughput / before.throughput).ln();
+        limit == 0.0 || throughput / limit > 0.5
+    }
+}
+
+// ===== impl Estimate =====
+
+impl Estimate {
+    fn unknown() -> Self {
+        Self {
+            value: 0.0,
+            error: f64::INFINITY,
+        }
+    }
+
+    fn new(value: f64, error: f64) -> Self {
+        Self {
+            value,
+            error: error.max(LEAST_ERROR),
+        }
+    }
+
+    fn known(self) -> bool {
+        self.error.is_finite()
+    }
+
+    fn or(self, other: f64) -> f64 {
+        if self.known() { self.value } else { other }
+    }
+
+    /// Moves towards a measurement as far as the two errors say.
+    fn refine(&mut self, value: f64, error: f64) {
+        if !self.known() {
+            *self = Self::new(value, error);
+            return;
+        }
+        let (old, new) = (self.error.powi(2), error.powi(2));
+        self.value += old / (old + new) * (value - self.value);
+        self.error = (old * new / (old + new)).sqrt().max(LEAST_ERROR);
+    }
+
+    /// The same, but gives way to a measurement that is too far off; says whether it did.
+    fn update(&mut self, value: f64, error: f64) -> bool {
+        let error = error.clamp(0.02, 0.5);
+        let jump = self.known() && (value / self.value).ln().abs() > JUMP * self.error.hypot(error);
+        if jump {
+            *self = Self::new(value, error);
+        } else {
+            self.refine(value, error);
+        }
+        jump
+    }
+}
+
+fn seconds(value: f64) -> Duration {
+    Duration::from_secs_f64(value.clamp(0.0, 60.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A service with so many workers, each taking 50 ms, asked for more than it can do or less.
+    struct Service {
+        workers: f64,
+        offered: f64,
+        trip: f64,
+        now: f64,
+        limit: usize,
+        highest: usize,
+    }
+
+    impl Service {
+        fn new(bdp: &Bdp, workers: f64, offered: f64) -> Self {
+            Self {
+                workers,
+                offered,
+                trip: 0.05,
+                now: 0.0,
+                limit: bdp.start(),
+                highest: bdp.start(),
+            }
+        }
+
+        /// What a window of this length shows.
+        fn window(&self, elapsed: f64) -> Window {
+            let demand = self.offered * self.trip;
+            let busy = if demand > self.workers {
+                f64::INFINITY
+            } else {
+                demand
+            }
+            .min(self.limit as f64);
+            let throughput = busy.min(self.workers) / self.trip;
+            let count = (throughput * elapsed) as u64;
+            Window {
+                now: seconds(self.now + elapsed),
+                elapsed: seconds(elapsed),
+                limit: self.limit,
+                completions: count,
+                samples: count,
+                mean: seconds(busy / throughput),
+                error: 0.1 / (count.max(1) as f64).sqrt(),
+                most_in_flight: busy.round() as usize,
+                offered: (self.offered * elapsed) as u64,
+                refused: ((self.offered - throughput) * elapsed) as u64,
+                ..Default::default()
+            }
+        }
+
+        fn run(&mut self, bdp: &mut Bdp, time: f64) {
+            let end = self.now + time;
+            let mut elapsed = 0.1;
+            while self.now < end {
+                match bdp.look(&self.window(elapsed)) {
+                    Step::Wait(more) => elapsed += more.as_secs_f64(),
+                    Step::Close(next) => {
+                        self.now += elapsed + next.settle.as_secs_f64();
+                        self.limit = next.limit;
+                        self.highest = self.highest.max(next.limit);
+                        elapsed = next.look.as_secs_f64();
+                    }
+                }
+            }
+        }
+    }
+
+    fn floor(bdp: &Bdp) -> f64 {
+        bdp.facts()
+            .floor
+            .expect("known after a while")
+            .as_secs_f64()
+    }
+
+    #[test]
+    fn finds_the_size_of_a_service_at_once() {
+        for workers in [4.0, 16.0, 128.0, 1000.0] {
+            let mut bdp = Bdp::default();
+            let mut service = Service::new(&bdp, workers, workers * 40.0);
+            service.run(&mut bdp, 3.0);
+            service.run(&mut bdp, 20.0);
+            let limit = service.limit as f64;
+            assert!(
+                (0.9..1.7).contains(&(limit / workers)),
+                "{limit} for {workers}"
+            );
+            assert!(
+                (0.045..0.06).contains(&floor(&bdp)),
+                "{} for {workers}",
+                floor(&bdp)
+            );
+        }
+    }
+
+    #[test]
+    fn an_idle_time_moves_nothing() {
+        let mut bdp = Bdp::default();
+        let mut service = Service::new(&bdp, 128.0, 100.0);
+        service.run(&mut bdp, 600.0);
+        assert_eq!((service.limit, service.highest), (16, 16));
+        assert!((floor(&bdp) - 0.05).abs() < 0.001);
+    }
+
+    #[test]
+    fn follows_a_service_that_becomes_slower() {
+        let mut bdp = Bdp::default();
+        let mut service = Service::new(&bdp, 128.0, 5120.0);
+        service.run(&mut bdp, 10.0);
+        service.trip = 0.1;
+        service.run(&mut bdp, 40.0);
+        assert!(floor(&bdp) > 0.085, "{}", floor(&bdp));
+        assert!(service.limit >= 128, "{}", service.limit);
+    }
+
+    #[test]
+    fn follows_workers_that_stop_and_return() {
+        let mut bdp = Bdp::default();
+        let mut service = Service::new(&bdp, 64.0, 5120.0);
+        service.run(&mut bdp, 10.0);
+        service.workers = 32.0;
+        service.run(&mut bdp, 10.0);
+        assert!((30..56).contains(&service.limit), "{}", service.limit);
+        service.workers = 64.0;
+        service.run(&mut bdp, 5.0);
+        assert!((62..112).contains(&service.limit), "{}", service.limit);
+    }
+
+    #[test]
+    fn failures_that_say_nothing_raise_nothing() {
+        let mut bdp = Bdp::default();
+        let failing = Window {
+            now: Duration::from_secs(5),
+            elapsed: Duration::from_secs(5),
+            limit: 16,
+            most_in_flight: 16,
+            offered: 90_000,
+            ignored: 90_000,
+            ..Default::default()
+        };
+        assert_eq!(bdp.look(&failing), Step::Wait(AGAIN));
+    }
+
+    #[test]
+    fn nothing_but_overloads_lowers_it_once_a_window() {
+        let mut bdp = Bdp::default();
+        let window = Window {
+            elapsed: Duration::from_secs(1),
+            limit: 100,
+            overloads: 500,
+            ..Default::default()
+        };
+        assert_eq!(bdp.look(&window), Step::Close(Next::of(80, LEAST)));
+    }
+
+    #[test]
+    fn never_leaves_its_bounds() {
+        let mut bdp = Bdp::default().initial(3).bounds(2..=40);
+        let mut service = Service::new(&bdp, 128.0, 5120.0);
+        service.run(&mut bdp, 20.0);
+        assert_eq!(service.highest, 40);
+    }
+
+    #[test]
+    #[should_panic(expected = "not 0")]
+    fn a_least_of_zero_panics() {
+        let _ = Bdp::default().bounds(0..=10);
+    }
+
+    #[test]
+    #[should_panic(expected = "the least limit, 5, must not be above the highest, 4")]
+    #[allow(clippy::reversed_empty_ranges)]
+    fn crossed_bounds_panic() {
+        let _ = Bdp::default().bounds(5..=4);
+    }
+}
