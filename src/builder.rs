@@ -3,10 +3,12 @@
 use tower::ServiceBuilder;
 use tower_layer::Stack;
 
-#[cfg(any(feature = "grpc", feature = "timing"))]
+#[cfg(any(feature = "grpc", feature = "throttle", feature = "timing"))]
 use crate::Flow;
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
+#[cfg(feature = "throttle")]
+use crate::throttle::{HttpThrottleLayer, ThrottleLayer};
 #[cfg(feature = "timing")]
 use crate::timing::{HttpTimingLayer, TimingLayer};
 
@@ -36,6 +38,24 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
     #[cfg(feature = "timing")]
     fn http_timing(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpTimingLayer, L>> {
         self.add(TimingLayer::new(name).attach(flow).http())
+    }
+
+    /// Spares a backend called `name` what it would refuse.
+    #[cfg(feature = "throttle")]
+    fn throttle(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<ThrottleLayer, L>> {
+        self.add(ThrottleLayer::new(name).attach(flow))
+    }
+
+    /// Spares the backends of an HTTP client, told apart by authority, what they would refuse.
+    #[cfg(feature = "throttle")]
+    fn http_throttle(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpThrottleLayer, L>> {
+        self.add(ThrottleLayer::new(name).attach(flow).http())
+    }
+
+    /// Spares the backends of a gRPC client, told apart by authority, what they would refuse.
+    #[cfg(feature = "throttle")]
+    fn grpc_throttle(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpThrottleLayer, L>> {
+        self.add(ThrottleLayer::new(name).attach(flow).grpc())
     }
 
     /// Counts the calls of a gRPC server.

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
+use tower_flow::throttle::ThrottleLayer;
 use tower_flow::timing::TimingLayer;
 use tower_flow::{Flow, preset};
 
@@ -38,7 +39,7 @@ impl<B> Service<Request<B>> for Echo {
 /// Allocations of a call beyond what the bare service makes, in the steady state.
 fn counted<S, B>(service: S) -> u64
 where
-    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone,
     B: Body + Unpin,
 {
     all(service) - all(echo())
@@ -46,7 +47,7 @@ where
 
 fn all<S, B>(mut service: S) -> u64
 where
-    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone,
     B: Body + Unpin,
 {
     let mut cx = Context::from_waker(Waker::noop());
@@ -86,6 +87,9 @@ fn no_default_layer_allocates() {
     assert_eq!(counted(TimingLayer::new("t").layer(echo())), 0);
     assert_eq!(counted(TimingLayer::new("t").http().layer(echo())), 0);
     assert_eq!(counted(grpc().layer(echo())), 0);
+    assert_eq!(counted(ThrottleLayer::new("t").layer(echo())), 0);
+    assert_eq!(counted(ThrottleLayer::new("t").http().layer(echo())), 0);
+    assert_eq!(counted(ThrottleLayer::new("t").grpc().layer(echo())), 0);
     assert_eq!(
         counted(preset::grpc_server(&Flow::new("alloc")).layer(echo())),
         0

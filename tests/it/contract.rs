@@ -17,6 +17,7 @@ use tower::{Layer, Service};
 use tower_flow::connection::{ConnectionState, Connections};
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
 use tower_flow::preset::ByPath;
+use tower_flow::throttle::{ThrottleHandle, ThrottleLayer};
 use tower_flow::timing::{TimingHandle, TimingLayer};
 use tower_flow::{BoxError, Flow, preset};
 
@@ -484,6 +485,48 @@ fn the_client_preset_keeps_it() {
             preset::grpc_client_with(layer, &Flow::new("contract")),
             handle,
         )
+    });
+}
+
+fn throttle<L>(layer: L, handle: ThrottleHandle) -> Subject<L> {
+    let read = handle.clone();
+    Subject {
+        layer,
+        prepare: Box::new(|_| {}),
+        started: Box::new(move || {
+            let all = handle.snapshot();
+            all.iter()
+                .map(|backend| backend.requests + backend.pending)
+                .sum()
+        }),
+        in_flight: Box::new(move || read.snapshot().iter().map(|backend| backend.pending).sum()),
+    }
+}
+
+#[test]
+fn throttle_keeps_it() {
+    suite_of_generic(|| {
+        let layer = ThrottleLayer::new("t");
+        let handle = layer.handle();
+        throttle(layer, handle)
+    });
+}
+
+#[test]
+fn http_throttle_keeps_it() {
+    suite(|| {
+        let layer = ThrottleLayer::new("t");
+        let handle = layer.handle();
+        throttle(layer.http(), handle)
+    });
+}
+
+#[test]
+fn grpc_throttle_keeps_it() {
+    suite(|| {
+        let layer = ThrottleLayer::new("t");
+        let handle = layer.handle();
+        throttle(layer.grpc(), handle)
     });
 }
 
