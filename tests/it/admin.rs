@@ -84,7 +84,7 @@ async fn unknown_paths_and_methods_are_told_what_there_is() {
             .contains("/metrics")
     );
     let post = Request::post(format!("http://{addr}/metrics"))
-        .body(Empty::new())
+        .body(Empty::<bytes::Bytes>::new())
         .unwrap();
     let refused = send(post).await;
     assert_eq!(
@@ -95,7 +95,7 @@ async fn unknown_paths_and_methods_are_told_what_there_is() {
         (405, "GET, HEAD")
     );
     let head = Request::head(format!("http://{addr}/metrics"))
-        .body(Empty::new())
+        .body(Empty::<bytes::Bytes>::new())
         .unwrap();
     let head = send(head).await;
     assert_eq!((head.status().as_u16(), head.body().len()), (200, 0));

@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Body;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tower_flow::BoxError;
 
 /// GETs `url`.
 pub async fn get(url: &str, accept: &str) -> Response<Bytes> {
@@ -19,8 +21,11 @@ pub async fn get(url: &str, accept: &str) -> Response<Bytes> {
     send(req).await
 }
 
-/// Sends a request without a body.
-pub async fn send(req: Request<Empty<Bytes>>) -> Response<Bytes> {
+/// Sends a request.
+pub async fn send<B>(req: Request<B>) -> Response<Bytes>
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
     let client = Client::builder(TokioExecutor::new()).build_http();
     let (parts, body) = client.request(req).await.unwrap().into_parts();
     Response::from_parts(parts, body.collect().await.unwrap().to_bytes())

@@ -85,7 +85,7 @@ async fn statuses_heads_and_half_read_answers_are_told_apart() {
         client::get(&format!("http://{addr}{path}"), "*/*").await;
     }
     let head = Request::head(format!("http://{addr}/"))
-        .body(Empty::new())
+        .body(Empty::<Bytes>::new())
         .unwrap();
     let head = client::send(head).await;
     assert_eq!(
