@@ -10,9 +10,10 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
+use tower_flow::shed::{Queue, ShedLayer};
 use tower_flow::throttle::ThrottleLayer;
 use tower_flow::timing::TimingLayer;
-use tower_flow::{Flow, preset};
+use tower_flow::{BoxError, Flow, preset};
 
 use crate::support::{allocations, framed};
 
@@ -98,6 +99,47 @@ fn no_default_layer_allocates() {
         counted(Connections::server("alloc").streams().layer(echo())),
         0
     );
+}
+
+#[test]
+fn admission_allocates_nothing() {
+    assert_eq!(counted(ShedLayer::fixed(64).layer(echo())), 0);
+    assert_eq!(counted(ShedLayer::adaptive().layer(echo())), 0);
+    assert_eq!(counted(ShedLayer::adaptive().http().layer(echo())), 0);
+    assert_eq!(counted(ShedLayer::adaptive().grpc().layer(echo())), 0);
+    let tenants = ShedLayer::adaptive()
+        .partition("a", 0.5)
+        .partition("b", 0.2);
+    assert_eq!(counted(tenants.http().layer(echo())), 0);
+}
+
+/// Allocations of a request that waits, is granted a slot and runs.
+#[tokio::test]
+async fn waiting_allocates_nothing_once_the_queue_has_grown() {
+    let held = ShedLayer::fixed(1).queue(Queue::fifo());
+    let service = held.layer(tower::service_fn(|_: u8| {
+        std::future::pending::<Result<(), BoxError>>()
+    }));
+    let ready = held.layer(tower::service_fn(|_: u8| {
+        std::future::ready(Ok::<_, BoxError>(()))
+    }));
+    let mut count = 0;
+    for _ in 0..20 {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = Box::pin(service.clone().call(1));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        let before = allocations();
+        {
+            let mut second = std::pin::pin!(ready.clone().call(2));
+            assert!(second.as_mut().poll(&mut cx).is_pending());
+            let boxed = allocations();
+            drop(first);
+            let freed = allocations();
+            assert!(second.as_mut().poll(&mut cx).is_ready());
+            count = allocations() - freed + (boxed - before);
+        }
+    }
+    assert_eq!(count, 0);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use tower::{Layer, Service};
 use tower_flow::connection::{ConnectionState, Connections};
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
 use tower_flow::preset::ByPath;
+use tower_flow::shed::{AsError, Queue, Reject, ShedLayer};
 use tower_flow::throttle::{ThrottleHandle, ThrottleLayer};
 use tower_flow::timing::{TimingHandle, TimingLayer};
 use tower_flow::{BoxError, Flow, preset};
@@ -465,6 +466,87 @@ fn grpc_keeps_it() {
         let handle = layer.handle();
         grpc(layer, handle)
     });
+}
+
+fn shed<T, P>(layer: ShedLayer<T, P>) -> Subject<ShedLayer<T, P>> {
+    let (handle, read) = (layer.handle(), layer.handle());
+    Subject {
+        layer,
+        prepare: Box::new(|_| {}),
+        started: Box::new(move || handle.snapshot().admitted.iter().sum()),
+        in_flight: Box::new(move || read.snapshot().in_flight as u64),
+    }
+}
+
+/// Shedding is always ready and awaits its service's readiness in the future; all else is as it is for others.
+#[test]
+fn shed_keeps_it() {
+    let plain = || shed(ShedLayer::adaptive());
+    readiness_is_awaited_inside(plain());
+    errors_pass_through(plain());
+    a_clone_starts_fresh(plain());
+    bodies_pass_through(plain());
+    cancelling_anywhere_gives_back(plain());
+    a_panic_anywhere_gives_back(plain());
+    two_services_of_a_layer_share_state(plain());
+    suite_of_ready(|| shed(ShedLayer::adaptive().http()));
+    suite_of_ready(|| shed(ShedLayer::fixed(1).queue(Queue::none()).http()));
+    suite_of_ready(|| shed(ShedLayer::adaptive().grpc()));
+    suite_of_ready(|| {
+        shed(
+            ShedLayer::adaptive()
+                .grpc()
+                .reject(Reject::<AsError>::error()),
+        )
+    });
+}
+
+/// The suite for a layer that holds its slots to the end of the body.
+fn suite_of_ready<L, B>(make: impl Fn() -> Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static,
+{
+    readiness_is_awaited_inside(make());
+    errors_pass_through(make());
+    a_clone_starts_fresh(make());
+    bodies_pass_through(make());
+    cancelling_anywhere_gives_back(make());
+    a_panic_anywhere_gives_back(make());
+    two_services_of_a_layer_share_state(make());
+}
+
+fn readiness_is_awaited_inside<L, B>(subject: Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+{
+    let inner = Inner::new(Does::Answers(0));
+    let failed = Poll::Ready(Err(Marked("ready").into()));
+    *inner.ready.lock().unwrap() = [Poll::Pending, Poll::Ready(Ok(())), failed].into();
+    let mut service = subject.service(inner.clone());
+    assert!(matches!(service.poll_ready(&mut cx()), Poll::Ready(Ok(()))));
+    let polls = inner.ready.lock().unwrap().len();
+    assert_eq!(polls, 3, "the inner service was not asked");
+    let mut future = Box::pin(service.call(subject.request()));
+    assert!(future.as_mut().poll(&mut cx()).is_pending());
+    assert_eq!((subject.in_flight)(), 1);
+    assert!(matches!(
+        future.as_mut().poll(&mut cx()),
+        Poll::Ready(Ok(_))
+    ));
+    drop(future);
+    let mut future = Box::pin(service.call(subject.request()));
+    let Poll::Ready(Err(error)) = future.as_mut().poll(&mut cx()) else {
+        panic!("not passed through")
+    };
+    assert_eq!(error.downcast_ref(), Some(&Marked("ready")));
+    subject.assert_balanced(2, "not ready is an end too, with the future still there");
 }
 
 #[test]
