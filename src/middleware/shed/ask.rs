@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use crate::base::clock::Instant;
 use crate::base::deadline::Deadline;
 use crate::base::priority::Priority;
 
@@ -15,6 +16,8 @@ pub struct Ask<'a> {
     pub(super) kind: Kind,
     /// Nobody will read the response's body: the answer to a `HEAD` request.
     pub(super) bodiless: bool,
+    /// The hook that should have told panicked.
+    pub(super) panicked: bool,
 }
 
 /// Which way a request takes.
@@ -30,6 +33,17 @@ pub(super) enum Kind {
 pub trait Triage<Req> {
     /// What is known of `req`.
     fn triage<'a>(&self, req: &'a Req) -> Ask<'a>;
+
+    /// As [`triage`](Self::triage); one that panics knows nothing, and is counted. Only what cannot panic does without
+    /// the guard.
+    #[doc(hidden)]
+    fn guarded<'a>(&self, req: &'a Req) -> Ask<'a> {
+        let hook = std::panic::AssertUnwindSafe(|| self.triage(req));
+        std::panic::catch_unwind(hook).unwrap_or_else(|_| Ask {
+            panicked: true,
+            ..Ask::default()
+        })
+    }
 }
 
 /// Knows nothing: all requests are equal.
@@ -96,11 +110,30 @@ impl<'a> Ask<'a> {
     }
 }
 
+impl Ask<'_> {
+    /// The earlier of the deadline and the timeout.
+    #[inline]
+    pub(super) fn latest(&self, now: Instant) -> Option<Deadline> {
+        let granted = self
+            .timeout
+            .and_then(|timeout| Deadline::after(now, timeout));
+        match (self.deadline, granted) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
 // ===== impl Triage =====
 
 impl<Req> Triage<Req> for AllEqual {
     #[inline]
     fn triage<'a>(&self, _: &'a Req) -> Ask<'a> {
+        Ask::default()
+    }
+
+    #[inline]
+    fn guarded<'a>(&self, _: &'a Req) -> Ask<'a> {
         Ask::default()
     }
 }

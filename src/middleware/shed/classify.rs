@@ -65,6 +65,12 @@ impl Verdict {
 pub trait Classify<T, E> {
     /// What `result` says.
     fn classify(&self, result: Result<&T, &E>) -> Verdict;
+
+    /// As [`classify`](Self::classify), and `None` if that panics. Only what cannot panic does without the guard.
+    #[doc(hidden)]
+    fn guarded(&self, result: Result<&T, &E>) -> Option<Verdict> {
+        caught(|| self.classify(result))
+    }
 }
 
 /// `Ok` is a success; an error says what its causes say.
@@ -87,6 +93,23 @@ pub trait ClassifyResponse {
     fn error<E: 'static>(&self, error: &E) -> Verdict {
         Verdict::of_error(error)
     }
+
+    /// As [`head`](Self::head), and an `Err` if that panics.
+    #[doc(hidden)]
+    fn guarded_head<B>(&self, response: &Response<B>) -> Result<Option<Verdict>, ()> {
+        caught(|| self.head(response)).ok_or(())
+    }
+
+    /// As [`end`](Self::end), and `None` if that panics.
+    #[doc(hidden)]
+    fn guarded_end(&self, trailers: Option<&HeaderMap>) -> Option<Verdict> {
+        caught(|| self.end(trailers))
+    }
+}
+
+/// What a hook of the user says, unless it panics.
+fn caught<T>(hook: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook)).ok()
 }
 
 /// By the HTTP status; see [`Verdict::of_status`].
@@ -109,6 +132,11 @@ impl<T, E: 'static> Classify<T, E> for ByError {
             Err(error) => Verdict::of_error(error),
         }
     }
+
+    #[inline]
+    fn guarded(&self, result: Result<&T, &E>) -> Option<Verdict> {
+        Some(self.classify(result))
+    }
 }
 
 impl<T, E, F: Fn(Result<&T, &E>) -> Verdict> Classify<T, E> for F {
@@ -123,6 +151,16 @@ impl ClassifyResponse for ByStatus {
     #[inline]
     fn head<B>(&self, response: &Response<B>) -> Option<Verdict> {
         Some(Verdict::of_status(response.status()))
+    }
+
+    #[inline]
+    fn guarded_head<B>(&self, response: &Response<B>) -> Result<Option<Verdict>, ()> {
+        Ok(self.head(response))
+    }
+
+    #[inline]
+    fn guarded_end(&self, trailers: Option<&HeaderMap>) -> Option<Verdict> {
+        Some(self.end(trailers))
     }
 }
 
@@ -142,6 +180,16 @@ impl ClassifyResponse for ByGrpcStatus {
     fn end(&self, trailers: Option<&HeaderMap>) -> Verdict {
         let code = trailers.and_then(Code::from_headers);
         Verdict::of_code(code.unwrap_or(Code::Unknown))
+    }
+
+    #[inline]
+    fn guarded_head<B>(&self, response: &Response<B>) -> Result<Option<Verdict>, ()> {
+        Ok(self.head(response))
+    }
+
+    #[inline]
+    fn guarded_end(&self, trailers: Option<&HeaderMap>) -> Option<Verdict> {
+        Some(self.end(trailers))
     }
 }
 

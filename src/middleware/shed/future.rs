@@ -15,6 +15,8 @@ pin_project! {
         S: Service<Req>,
         P: Protocol<Req, S::Response, S::Error>,
     {
+        // Beside the stage and not in it: it stays where it is from the call to the end.
+        held: Held,
         #[pin]
         stage: Stage<S, Req, S::Future, P::Refused>,
         protocol: P,
@@ -28,8 +30,8 @@ pin_project! {
         /// It waits for a slot.
         Queued { waiting: Waiting, parked: Option<(S, Req)>, #[pin] sleep: Option<tokio::time::Sleep> },
         /// It has a slot and waits until the inner service is ready.
-        Admitted { permit: Option<Permit>, parked: Option<(S, Req)> },
-        Running { permit: Option<Permit>, #[pin] inner: F },
+        Admitted { parked: Option<(S, Req)> },
+        Running { #[pin] inner: F },
         Refused { #[pin] answer: R },
         Done,
     }
@@ -47,21 +49,29 @@ where
         req: Req,
         protocol: P,
     ) -> Self {
-        let stage = match admission {
-            Admission::Go(permit) => Stage::Admitted {
-                permit: Some(permit),
-                parked: Some((inner(), req)),
-            },
-            Admission::Wait(waiting) => Stage::Queued {
-                waiting,
-                parked: Some((inner(), req)),
-                sleep: None,
-            },
-            Admission::Refuse(refusal) => Stage::Refused {
-                answer: protocol.refuse(req, refusal),
-            },
+        let (permit, stage) = match admission {
+            Admission::Go(permit) => {
+                let parked = Some((inner(), req));
+                (Some(permit), Stage::Admitted { parked })
+            }
+            Admission::Wait(waiting) => {
+                let stage = Stage::Queued {
+                    waiting,
+                    parked: Some((inner(), req)),
+                    sleep: None,
+                };
+                (None, stage)
+            }
+            Admission::Refuse(refusal) => {
+                let answer = protocol.refuse(req, refusal);
+                (None, Stage::Refused { answer })
+            }
         };
-        Self { stage, protocol }
+        Self {
+            held: Held(permit),
+            stage,
+            protocol,
+        }
     }
 }
 
@@ -85,17 +95,18 @@ where
                     let settled = ready!(wait(waiting, sleep, cx));
                     let (inner, req) = parked.take().expect("a request is parked while it waits");
                     match settled {
-                        Ok(permit) => Stage::Admitted {
-                            permit: Some(permit),
-                            parked: Some((inner, req)),
-                        },
+                        Ok(permit) => {
+                            this.held.0 = Some(permit);
+                            let parked = Some((inner, req));
+                            Stage::Admitted { parked }
+                        }
                         Err(refusal) => Stage::Refused {
                             answer: this.protocol.refuse(req, refusal),
                         },
                     }
                 }
-                StageProject::Admitted { permit, parked } => {
-                    let armed = OnUnwind(permit);
+                StageProject::Admitted { parked } => {
+                    let armed = OnUnwind(this.held);
                     let (inner, _) = parked.as_mut().expect("a request is parked until it runs");
                     let readiness = inner.poll_ready(cx);
                     let started = readiness.map_ok(|()| {
@@ -103,25 +114,21 @@ where
                         inner.call(req)
                     });
                     std::mem::forget(armed);
-                    let started = ready!(started);
-                    let permit = permit.take();
-                    match started {
-                        Ok(inner) => Stage::Running { permit, inner },
+                    match ready!(started) {
+                        Ok(inner) => Stage::Running { inner },
                         Err(error) => {
                             this.stage.set(Stage::Done);
-                            let permit = permit.expect("a permit is held until the end");
-                            return Poll::Ready(this.protocol.finish(Err(error), Held(permit)));
+                            return Poll::Ready(this.protocol.finish(Err(error), this.held));
                         }
                     }
                 }
-                StageProject::Running { permit, inner } => {
-                    let armed = OnUnwind(permit);
+                StageProject::Running { inner } => {
+                    let armed = OnUnwind(this.held);
                     let polled = inner.poll(cx);
                     std::mem::forget(armed);
                     let result = ready!(polled);
-                    let permit = permit.take().expect("a permit is held until the end");
                     // The permit ends in this poll, whenever the future is dropped.
-                    return Poll::Ready(this.protocol.finish(result, Held(permit)));
+                    return Poll::Ready(this.protocol.finish(result, this.held));
                 }
                 StageProject::Refused { answer } => {
                     let answer = ready!(answer.poll(cx));
@@ -154,12 +161,12 @@ fn wait(
 }
 
 /// Gives the slot back in the unwinding that ends a request: who catches the panic may keep the future for long.
-struct OnUnwind<'a>(&'a mut Option<Permit>);
+struct OnUnwind<'a>(&'a mut Held);
 
 impl Drop for OnUnwind<'_> {
     #[cold]
     fn drop(&mut self) {
-        *self.0 = None;
+        self.0.0 = None;
     }
 }
 

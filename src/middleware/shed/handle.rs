@@ -6,7 +6,6 @@ use super::classify::Verdict;
 use super::metrics;
 use super::sampler::{REASONS, at, refused_at};
 use super::state::State;
-use crate::base::clock;
 use crate::base::error::{BoxError, Reason};
 use crate::base::inspect::{Inspect, Knob, Value};
 use crate::base::metrics::Families;
@@ -77,7 +76,7 @@ impl ShedHandle {
     /// Its numbers now.
     pub fn snapshot(&self) -> ShedSnapshot {
         let state = &*self.0;
-        state.tick(clock::now());
+        state.tick_now();
         let cells = &state.sampler.cells;
         let seen = state.sampler.seen();
         let occupancy = state.gate.occupancy();

@@ -17,7 +17,7 @@ use super::refusal::Refusal;
 use super::reject::{AsHttp, Refuse, Reject};
 use super::state::Permit;
 use crate::base::body::{End, Observe, ObservedBody};
-use crate::base::clock::{Instant, Moment};
+use crate::base::clock::{self, Instant, Moment};
 use crate::base::deadline::{Deadline, grpc_timeout};
 use crate::base::header;
 use crate::base::priority::Priority;
@@ -126,6 +126,11 @@ impl<B> Triage<Request<B>> for HttpTriage {
         }
         ask
     }
+
+    #[inline]
+    fn guarded<'a>(&self, req: &'a Request<B>) -> Ask<'a> {
+        self.triage(req)
+    }
 }
 
 /// Whether `path` is one of `paths`, or lies below one that ends in a slash.
@@ -181,54 +186,44 @@ where
     fn finish(
         &self,
         result: Result<Response<ResBody>, E>,
-        Held(permit): Held,
+        held: &mut Held,
     ) -> Result<Self::Response, K::Error> {
-        match result {
-            Ok(response) => {
-                let at = Moment::new();
-                let verdict = self.classify.head_guarded(&permit, &response);
-                let over = self.hold == Hold::Headers
-                    || permit.bodiless
-                    || response.body().is_end_stream();
-                if over {
-                    let verdict = verdict.unwrap_or_else(|| {
-                        guarded(&permit, || self.classify.end(Some(response.headers())))
-                    });
-                    permit.end(verdict, None, || at.now());
-                    return Ok(response.map(ResponseBody::free));
-                }
-                let head = permit.is_timed().then(|| at.now());
-                let slot = Slot {
-                    permit: Some(permit),
-                    classify: self.classify.clone(),
-                    verdict,
-                    head,
-                    frames: 0,
-                };
-                Ok(response.map(|body| ResponseBody::held(body, slot)))
-            }
+        let Some(permit) = &mut held.0 else {
+            return match result {
+                Ok(response) => Ok(response.map(ResponseBody::free)),
+                Err(error) => Err(self.reject.kind.pass(error)),
+            };
+        };
+        let response = match result {
+            Ok(response) => response,
             Err(error) => {
-                let verdict = guarded(&permit, || self.classify.error(&error));
-                permit.end(verdict, None, crate::base::clock::now);
-                Err(self.reject.kind.pass(error))
+                let verdict = guarded(permit, || self.classify.error(&error));
+                permit.end(verdict, None, clock::now);
+                return Err(self.reject.kind.pass(error));
             }
+        };
+        let verdict = self.classify.guarded_head(&response);
+        let verdict = verdict.unwrap_or_else(|()| Some(permit.hook_panicked()));
+        let over = self.hold == Hold::Headers || permit.bodiless || response.body().is_end_stream();
+        if over {
+            let verdict = verdict.unwrap_or_else(|| {
+                let said = self.classify.guarded_end(Some(response.headers()));
+                said.unwrap_or_else(|| permit.hook_panicked())
+            });
+            permit.end(verdict, None, clock::now);
+            return Ok(response.map(ResponseBody::free));
         }
+        let head = permit.is_timed().then(clock::now);
+        let slot = Slot {
+            permit: held.0.take(),
+            classify: self.classify.clone(),
+            verdict,
+            head,
+            frames: 0,
+        };
+        Ok(response.map(|body| ResponseBody::held(body, slot)))
     }
 }
-
-trait HeadGuarded: ClassifyResponse {
-    /// What the headers say; a hook that panics says "nothing", for good.
-    #[inline]
-    fn head_guarded<B>(&self, permit: &Permit, response: &Response<B>) -> Option<Verdict> {
-        let hook = std::panic::AssertUnwindSafe(|| self.head(response));
-        std::panic::catch_unwind(hook).unwrap_or_else(|_| {
-            permit.hook_panicked();
-            Some(Verdict::Ignore)
-        })
-    }
-}
-
-impl<C: ClassifyResponse> HeadGuarded for C {}
 
 // ===== the response's body =====
 
@@ -319,12 +314,13 @@ impl<C: ClassifyResponse> Observe for Slot<C> {
 
     #[inline]
     fn end<E: Display + 'static>(mut self, end: End<'_, E>, at: &Moment) {
-        let Some(permit) = self.permit.take() else {
+        let Some(mut permit) = self.permit.take() else {
             return;
         };
         let said = self.verdict;
         let ended = |trailers: Option<&HeaderMap>| {
-            said.unwrap_or_else(|| guarded(&permit, || self.classify.end(trailers)))
+            said.or_else(|| self.classify.guarded_end(trailers))
+                .unwrap_or_else(|| permit.hook_panicked())
         };
         let verdict = match end {
             End::Complete => ended(None),

@@ -24,13 +24,16 @@ pub(super) mod sealed {
         fn refuse(&self, req: Req, refusal: Refusal) -> Self::Refused;
 
         /// The service answered: ends the permit, or ties it to the body.
-        fn finish(&self, result: Result<T, E>, permit: Held)
-        -> Result<Self::Response, Self::Error>;
+        fn finish(
+            &self,
+            result: Result<T, E>,
+            held: &mut Held,
+        ) -> Result<Self::Response, Self::Error>;
     }
 
-    /// A permit, which is nobody's business outside.
+    /// A permit, which is nobody's business outside; `None` once it has gone on.
     #[derive(Debug)]
-    pub struct Held(pub(in super::super) Permit);
+    pub struct Held(pub(in super::super) Option<Permit>);
 }
 
 pub(super) use sealed::{Held, Rules};
@@ -55,9 +58,12 @@ where
     }
 
     #[inline]
-    fn finish(&self, result: Result<T, E>, Held(permit): Held) -> Result<T, BoxError> {
-        let verdict = guarded(&permit, || self.classify.classify(result.as_ref()));
-        permit.end(verdict, None, clock::now);
+    fn finish(&self, result: Result<T, E>, held: &mut Held) -> Result<T, BoxError> {
+        if let Some(permit) = &mut held.0 {
+            let verdict = self.classify.guarded(result.as_ref());
+            let verdict = verdict.unwrap_or_else(|| permit.hook_panicked());
+            permit.end(verdict, None, clock::now);
+        }
         result.map_err(Into::into)
     }
 }
@@ -66,8 +72,5 @@ where
 #[inline]
 pub(super) fn guarded(permit: &Permit, hook: impl FnOnce() -> Verdict) -> Verdict {
     let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(hook));
-    asked.unwrap_or_else(|_| {
-        permit.hook_panicked();
-        Verdict::Ignore
-    })
+    asked.unwrap_or_else(|_| permit.hook_panicked())
 }

@@ -65,6 +65,8 @@ pub(super) const REASONS: [Reason; 6] = [
 #[derive(Debug)]
 pub(super) struct Sampler {
     epoch: Instant,
+    /// Whether anybody looks.
+    timed: bool,
     tuning: Tuning,
     pub(super) cells: Striped,
     /// What cancellations are compared with, in nanoseconds; zero while nothing is known.
@@ -118,9 +120,10 @@ impl Sampler {
         let cells = Striped::new(at::WAITED + 1 + waits);
         Self {
             epoch,
+            timed,
             tuning: Tuning {
                 due: AtomicU64::new(if timed { nanos(first) } else { u64::MAX }),
-                mask: AtomicU64::new(if timed { 0 } else { u64::MAX }),
+                mask: AtomicU64::new(0),
                 window: AtomicU32::new(0),
             },
             p90: AtomicU64::new(0),
@@ -144,39 +147,46 @@ impl Sampler {
     /// Whether the request that is the `count`th of its thread is timed.
     #[inline]
     pub(super) fn times(&self, count: u64) -> bool {
-        let mask = self.tuning.mask.load(Relaxed);
-        count & mask == 0 && mask != u64::MAX
+        self.timed && count & self.tuning.mask.load(Relaxed) == 0
+    }
+
+    /// Whether any request is.
+    #[inline]
+    pub(super) fn is_timed(&self) -> bool {
+        self.timed
     }
 
     /// Notes an admission that found so many in flight, itself included.
     #[inline]
     pub(super) fn admitted(&self, cells: &Stripe<'_>, in_flight: u32) {
-        let window = u64::from(self.tuning.window.load(Relaxed));
-        cells.raise(at::MOST, (window << 32) | u64::from(in_flight));
+        if self.timed {
+            let window = u64::from(self.tuning.window.load(Relaxed));
+            cells.raise(at::MOST, (window << 32) | u64::from(in_flight));
+        }
     }
 
-    /// Notes a round trip that ended well, and how long its body took after that.
+    /// Notes a round trip that ended well, and how long its body took after that, in nanoseconds.
     #[inline]
-    pub(super) fn timed(&self, cells: &Stripe<'_>, trip: Duration, body: Duration) {
-        let trip = nanos(trip).min(1 << 40);
+    pub(super) fn timed(&self, cells: &Stripe<'_>, trip: u64, body: u64) {
+        let trip = trip.min(1 << 40);
         cells.add(at::SAMPLES, 1);
         cells.add(at::SUM, trip);
         cells.add(at::SQUARES, square(trip));
         cells.add(at::BUCKETS + bucket(trip), 1);
-        if !body.is_zero() {
-            cells.add(at::BODY, nanos(body));
+        if body > 0 {
+            cells.add(at::BODY, body);
         }
     }
 
     /// Whether it is time to look.
     #[inline]
-    pub(super) fn due(&self, now: Instant) -> bool {
-        self.at(now) >= self.tuning.due.load(Relaxed)
+    pub(super) fn due(&self, at: u64) -> bool {
+        at >= self.tuning.due.load(Relaxed)
     }
 
-    /// The 90th percentile of the last window; zero while nothing is known.
-    pub(super) fn p90(&self) -> Duration {
-        Duration::from_nanos(self.p90.load(Relaxed))
+    /// The 90th percentile of the last window, in nanoseconds; zero while nothing is known.
+    pub(super) fn p90(&self) -> u64 {
+        self.p90.load(Relaxed)
     }
 
     /// How many were offered, and refused for want of a slot: not for their deadline, not for a signal.
@@ -221,8 +231,7 @@ impl Sampler {
     /// Looks, if it is time and nobody else does. `limit` is the one in force; while it is not the algorithm's own it
     /// would draw the wrong conclusions, so it sees nothing. Returns what it wants when a window was closed.
     #[cold]
-    pub(super) fn look(&self, now: Instant, limit: usize, own: bool) -> Option<Seen> {
-        let at = self.at(now);
+    pub(super) fn look(&self, at: u64, limit: usize, own: bool) -> Option<Seen> {
         let mut course = self.course.try_lock().ok()?;
         let course = &mut *course;
         if at < self.tuning.due.load(Relaxed) {
@@ -330,8 +339,9 @@ impl Sampler {
         }
     }
 
+    /// `now` as nanoseconds since the sampler was made.
     #[inline]
-    fn at(&self, now: Instant) -> u64 {
+    pub(super) fn at(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.epoch))
     }
 }

@@ -1,12 +1,10 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll};
 
 use tower_service::Service;
 
-use super::ask::{Ask, Triage};
+use super::ask::Triage;
 use super::future::ResponseFuture;
 use super::protocol::Protocol;
-use super::sampler::at;
 use super::state::State;
 use crate::base::stats::Lease;
 
@@ -59,11 +57,7 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let asked = catch_unwind(AssertUnwindSafe(|| self.triage.triage(&req)));
-        let ask = asked.unwrap_or_else(|_| {
-            self.state.sampler.cells.local().add(at::PANICS, 1);
-            Ask::default()
-        });
+        let ask = self.triage.guarded(&req);
         let admission = State::receive(&self.state, ask);
         ResponseFuture::new(admission, || self.inner.clone(), req, self.protocol.clone())
     }

@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) waits: Bounds,
     pub(super) partitions: Box<[(Arc<str>, f64)]>,
     pub(super) pressures: Pressures,
+    /// Whether there are any.
+    listens: bool,
     max_cut: f64,
     min_limit: usize,
     live: Live,
@@ -75,24 +77,31 @@ pub(super) enum Admission {
 }
 
 /// A request that was let in. Dropped, it was cancelled.
+///
+/// Four words: it rides in a future and then in a body, and every copy of it is time.
 #[derive(Debug)]
 pub(super) struct Permit {
     state: Lease<State>,
-    /// When it was let in, if it is timed.
-    start: Option<Instant>,
-    deadline: Option<Deadline>,
+    /// When it was let in, in the sampler's nanoseconds; [`UNTIMED`] if nobody asks.
+    start: u64,
+    /// Its deadline, in the sampler's nanoseconds; [`BOUNDLESS`] if it has none.
+    deadline: u64,
+    ticket: Ticket,
     partition: u16,
     holds: Holds,
     pub(super) bodiless: bool,
 }
 
+const UNTIMED: u64 = u64::MAX;
+const BOUNDLESS: u64 = u64::MAX;
+
 /// What a permit gives back.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holds {
     Slot,
     Stream,
-    /// In a dry run: the place or slot it would have held.
-    Ghost(Ticket),
+    /// In a dry run: its ticket's place, or the slot that was granted to it.
+    Ghost,
     /// It was let through without a slot.
     Nothing,
     Over,
@@ -150,6 +159,7 @@ impl State {
             queue,
             waits,
             partitions: partitions.into(),
+            listens: !pressures.is_empty(),
             pressures,
             max_cut,
             min_limit,
@@ -164,27 +174,28 @@ impl State {
             return Self::aside(lease, ask);
         }
         let cells = state.sampler.cells.local();
+        if ask.panicked {
+            cells.add(at::PANICS, 1);
+        }
         let admitted = at::ADMITTED + ask.priority as usize;
         let timed = state.sampler.times(cells.get(admitted));
-        let bounded = ask.deadline.is_some() || ask.timeout.is_some();
-        let start = (timed || bounded).then(clock::now);
-        let mut deadline = ask.deadline;
-        if let Some(now) = start {
-            if let Some(timeout) = ask.timeout {
-                let asked = Deadline::after(now, timeout);
-                deadline = match (deadline, asked) {
-                    (Some(one), Some(other)) => Some(one.min(other)),
-                    (one, other) => one.or(other),
-                };
-            }
-            state.tick(now);
+        let mut start = UNTIMED;
+        let mut deadline = None;
+        if timed || ask.deadline.is_some() || ask.timeout.is_some() {
+            let now = clock::now();
+            deadline = ask.latest(now);
+            let at = state.sampler.at(now);
+            state.tick(now, at);
             if deadline.is_some_and(|deadline| deadline.passed(now)) {
-                return Self::turn_away(lease, &ask, deadline, Reason::Deadline);
+                return Self::turn_away(lease, &ask, Reason::Deadline);
+            }
+            if timed {
+                start = at;
             }
         }
         let threshold = state.live.threshold.load(Relaxed);
         if threshold > 0 && state.rank(&ask) < threshold {
-            return Self::turn_away(lease, &ask, deadline, Reason::Pressure);
+            return Self::turn_away(lease, &ask, Reason::Pressure);
         }
         let partition = state.partition(ask.partition);
         match state.gate.try_admit(partition) {
@@ -193,14 +204,23 @@ impl State {
                 state.sampler.admitted(&cells, in_flight);
                 Admission::Go(Permit {
                     state: lease.clone(),
-                    start: start.filter(|_| timed),
-                    deadline,
+                    start,
+                    deadline: state.bound(deadline),
+                    ticket: Ticket::NONE,
                     partition,
                     holds: Holds::Slot,
                     bodiless: ask.bodiless,
                 })
             }
             Err(_) => Self::full(lease, &ask, deadline, partition),
+        }
+    }
+
+    #[inline]
+    fn bound(&self, deadline: Option<Deadline>) -> u64 {
+        match deadline {
+            Some(deadline) => self.sampler.at(deadline.moment()),
+            None => BOUNDLESS,
         }
     }
 
@@ -229,10 +249,11 @@ impl State {
                 cells.add(at::ADMITTED + ask.priority as usize, 1);
                 return Admission::Go(Permit {
                     state: lease.clone(),
-                    start: state.sampler.times(0).then_some(now),
-                    deadline,
+                    start: state.start(now),
+                    deadline: state.bound(deadline),
+                    ticket,
                     partition,
-                    holds: Holds::Ghost(ticket),
+                    holds: Holds::Ghost,
                     bodiless: ask.bodiless,
                 });
             }
@@ -256,7 +277,7 @@ impl State {
         if reason != Reason::Deadline && shared && !state.gate.under(partition) {
             reason = Reason::Quota;
         }
-        Self::turn_away(lease, ask, deadline, reason)
+        Self::turn_away(lease, ask, reason)
     }
 
     /// Streams and those who pass by.
@@ -270,7 +291,7 @@ impl State {
                     cells.add(at::STREAMS, 1);
                     Holds::Stream
                 }
-                Err(_) => return Self::turn_away(lease, &ask, ask.deadline, Reason::Limit),
+                Err(_) => return Self::turn_away(lease, &ask, Reason::Limit),
             },
             _ => {
                 cells.add(at::BYPASSED, 1);
@@ -279,9 +300,10 @@ impl State {
         };
         Admission::Go(Permit {
             state: lease.clone(),
-            start: None,
-            deadline: None,
-            partition: u16::MAX,
+            start: UNTIMED,
+            deadline: BOUNDLESS,
+            ticket: Ticket::NONE,
+            partition: 0,
             holds,
             bodiless: ask.bodiless,
         })
@@ -289,12 +311,7 @@ impl State {
 
     /// Refuses, or in a dry run notes that it would and lets pass.
     #[cold]
-    fn turn_away(
-        lease: &Lease<Self>,
-        ask: &Ask<'_>,
-        deadline: Option<Deadline>,
-        reason: Reason,
-    ) -> Admission {
+    fn turn_away(lease: &Lease<Self>, ask: &Ask<'_>, reason: Reason) -> Admission {
         let state = &**lease;
         let refused = Refused {
             reason,
@@ -306,9 +323,10 @@ impl State {
             cells.add(at::ADMITTED + ask.priority as usize, 1);
             return Admission::Go(Permit {
                 state: lease.clone(),
-                start: None,
-                deadline,
-                partition: u16::MAX,
+                start: UNTIMED,
+                deadline: BOUNDLESS,
+                ticket: Ticket::NONE,
+                partition: 0,
                 holds: Holds::Nothing,
                 bodiless: ask.bodiless,
             });
@@ -402,22 +420,36 @@ impl State {
         f64::from_bits(self.live.pressure.load(Relaxed))
     }
 
-    /// Looks at windows and signals whose time has come.
-    #[inline]
-    pub(super) fn tick(&self, now: Instant) {
-        if self.sampler.due(now) {
-            self.look(now);
+    /// When a request that was let in now started, for those who ask.
+    fn start(&self, now: Instant) -> u64 {
+        match self.sampler.is_timed() {
+            true => self.sampler.at(now),
+            false => UNTIMED,
         }
-        if self.pressures.due(now) {
+    }
+
+    /// Looks at windows and signals whose time has come. `at` is `now` in the sampler's nanoseconds.
+    #[inline]
+    pub(super) fn tick(&self, now: Instant, at: u64) {
+        if self.sampler.due(at) {
+            self.look(now, at);
+        }
+        if self.listens && self.pressures.due(now) {
             self.feel(now);
         }
     }
 
+    /// As [`tick`](Self::tick), for those who only look on.
+    pub(super) fn tick_now(&self) {
+        let now = clock::now();
+        self.tick(now, self.sampler.at(now));
+    }
+
     #[cold]
-    fn look(&self, now: Instant) {
+    fn look(&self, now: Instant, at: u64) {
         let limit = self.gate.occupancy().limit;
         let own = limit == self.chosen();
-        if let Some(seen) = self.sampler.look(now, limit, own) {
+        if let Some(seen) = self.sampler.look(at, limit, own) {
             self.live.chosen.store(seen.limit, Relaxed);
             let drain = seen.mean.div_f64(seen.limit as f64).mul_f64(seen.pressing);
             if !drain.is_zero() {
@@ -474,132 +506,112 @@ impl Listener for State {
 // ===== impl Permit =====
 
 impl Permit {
-    /// When it was let in, if it is timed.
     #[inline]
     pub(super) fn is_timed(&self) -> bool {
-        self.start.is_some()
+        self.start != UNTIMED
     }
 
     /// Whether a response whose headers came at `head` and that went on until `now` is a stream: it took longer to
     /// send than to make.
     pub(super) fn is_stream(&self, head: Instant, now: Instant) -> bool {
-        self.start.is_some_and(|start| {
-            now.saturating_duration_since(head) > head.saturating_duration_since(start)
-        })
+        let sampler = &self.state.sampler;
+        let (head, now) = (sampler.at(head), sampler.at(now));
+        self.is_timed() && now.saturating_sub(head) > head.saturating_sub(self.start)
     }
 
-    /// Ends it: `verdict` on the whole, `head` when the response came, `now` the end if somebody asks.
+    /// Counts a hook that panicked, which says nothing.
+    #[cold]
+    pub(super) fn hook_panicked(&self) -> Verdict {
+        self.state.sampler.cells.local().add(at::PANICS, 1);
+        Verdict::Ignore
+    }
+
+    /// Ends it: `verdict` on the whole, `head` when the response came, `now` the end, for those who ask.
     #[inline]
     pub(super) fn end(
-        mut self,
+        &mut self,
         verdict: Verdict,
         head: Option<Instant>,
         now: impl FnOnce() -> Instant,
     ) {
-        self.settle(verdict, head, now);
-    }
-
-    /// Counts a hook that panicked.
-    #[cold]
-    pub(super) fn hook_panicked(&self) {
-        self.state.sampler.cells.local().add(at::PANICS, 1);
-    }
-
-    #[inline]
-    fn settle(&mut self, verdict: Verdict, head: Option<Instant>, now: impl FnOnce() -> Instant) {
         let holds = std::mem::replace(&mut self.holds, Holds::Over);
         let state = &*self.state;
-        let mut now = Once(Some(now), None);
-        if !matches!(holds, Holds::Stream) && self.partition_counts(&holds) {
+        // Those who pass by say nothing about the load of others; neither do those a dry run would have refused.
+        if matches!(holds, Holds::Slot | Holds::Ghost) {
             let cells = state.sampler.cells.local();
-            let late = self
-                .deadline
-                .is_some_and(|deadline| deadline.passed(now.get()));
-            let verdict = match verdict {
-                Verdict::Success if late => Verdict::Overload,
-                verdict => verdict,
-            };
-            cells.add(at::ENDED + verdict as usize, 1);
-            if let Some(start) = self.start {
-                let end = now.get();
-                if verdict == Verdict::Success {
-                    let head = head.unwrap_or(end);
-                    let trip = head.saturating_duration_since(start);
-                    let body = end.saturating_duration_since(head);
-                    state.sampler.timed(&cells, trip, body);
+            let mut verdict = verdict;
+            if self.start != UNTIMED || self.deadline != BOUNDLESS {
+                let now = now();
+                let end = state.sampler.at(now);
+                if verdict == Verdict::Success && end >= self.deadline {
+                    verdict = Verdict::Overload;
                 }
-                state.tick(end);
+                if self.start != UNTIMED {
+                    if verdict == Verdict::Success {
+                        let head = head.map_or(end, |head| state.sampler.at(head));
+                        let trip = head.saturating_sub(self.start);
+                        state.sampler.timed(&cells, trip, end.saturating_sub(head));
+                    }
+                    cells.add(at::ENDED + verdict as usize, 1);
+                    state.tick(now, end);
+                } else {
+                    cells.add(at::ENDED + verdict as usize, 1);
+                }
+            } else {
+                cells.add(at::ENDED + verdict as usize, 1);
             }
         }
         match holds {
             Holds::Slot => {
                 if state.gate.release(self.partition) {
-                    state.gate.settle(now.get(), state);
+                    state.gate.settle(clock::now(), state);
                 }
             }
             Holds::Stream => _ = state.streams.release(0),
-            Holds::Ghost(ticket) => {
-                let now = now.get();
-                state.gate.give_up(&ticket, self.partition, || now, state);
+            Holds::Ghost => {
+                let gate = &state.gate;
+                gate.give_up(&self.ticket, self.partition, clock::now, state);
             }
             Holds::Nothing | Holds::Over => {}
         }
     }
 
-    /// Those who pass by say nothing about the load of others; a dry run's refused do not either.
-    #[inline]
-    fn partition_counts(&self, holds: &Holds) -> bool {
-        matches!(holds, Holds::Slot | Holds::Ghost(_))
-    }
-
     /// What going away means: overload when it was near the deadline, or took far longer than others do.
     #[cold]
-    fn gone(&self, now: Instant) -> Verdict {
-        if std::thread::panicking() {
-            return Verdict::Ignore;
+    fn gone(&self, now: u64) -> Verdict {
+        if now >= self.deadline {
+            return Verdict::Overload;
         }
-        let passed = self.start.map(|start| now.saturating_duration_since(start));
-        if let Some(deadline) = self.deadline {
-            let near = self
-                .start
-                .zip(passed)
-                .is_some_and(|(start, passed)| passed >= deadline.left(start).mul_f64(0.8));
-            if near || deadline.passed(now) {
-                return Verdict::Overload;
-            }
+        if self.start == UNTIMED {
+            return Verdict::Cancelled;
         }
+        let passed = now.saturating_sub(self.start);
+        let granted = self.deadline.saturating_sub(self.start);
+        let near = self.deadline != BOUNDLESS && passed >= granted / 5 * 4;
         let p90 = self.state.sampler.p90();
-        match passed {
-            Some(passed) if !p90.is_zero() && passed > 2 * p90 => Verdict::Overload,
-            _ => Verdict::Cancelled,
+        match near || (p90 > 0 && passed > 2 * p90) {
+            true => Verdict::Overload,
+            false => Verdict::Cancelled,
         }
+    }
+
+    #[cold]
+    fn cancel(&mut self) {
+        if std::thread::panicking() {
+            return self.end(Verdict::Ignore, None, clock::now);
+        }
+        let now = clock::now();
+        let verdict = self.gone(self.state.sampler.at(now));
+        self.end(verdict, None, || now);
     }
 }
 
 impl Drop for Permit {
     #[inline]
     fn drop(&mut self) {
-        if !matches!(self.holds, Holds::Over) {
-            let verdict = match self.start.is_some() || self.deadline.is_some() {
-                true => self.gone(clock::now()),
-                false if std::thread::panicking() => Verdict::Ignore,
-                false => Verdict::Cancelled,
-            };
-            self.settle(verdict, None, clock::now);
+        if self.holds != Holds::Over {
+            self.cancel();
         }
-    }
-}
-
-/// A moment that is read when somebody asks, and once.
-struct Once<F>(Option<F>, Option<Instant>);
-
-impl<F: FnOnce() -> Instant> Once<F> {
-    #[inline]
-    fn get(&mut self) -> Instant {
-        if let Some(read) = self.0.take() {
-            self.1 = Some(read());
-        }
-        self.1.expect("it was read")
     }
 }
 
@@ -649,8 +661,12 @@ impl Waiting {
         cells.add(at::ADMITTED + self.entry.priority as usize, 1);
         Permit {
             state: self.state.clone(),
-            start: state.sampler.times(0).then(clock::now),
-            deadline: self.entry.deadline,
+            start: match state.sampler.is_timed() {
+                true => state.start(clock::now()),
+                false => UNTIMED,
+            },
+            deadline: state.bound(self.entry.deadline),
+            ticket: Ticket::NONE,
             partition: self.entry.partition,
             holds: Holds::Slot,
             bodiless: self.bodiless,

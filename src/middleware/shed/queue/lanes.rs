@@ -92,6 +92,13 @@ struct Lane {
     len: usize,
 }
 
+// ===== impl Ticket =====
+
+impl Ticket {
+    /// No place.
+    pub(in crate::middleware::shed) const NONE: Self = Self(NONE);
+}
+
 // ===== impl Lanes =====
 
 impl Lanes {
