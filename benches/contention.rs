@@ -87,7 +87,7 @@ fn main() {
     let grpc = (0..21).fold(GrpcServerLayer::new(), |layer, n| {
         layer.register("bench.Service", format!("Method{n}"), GrpcType::Unary)
     });
-    let preset = preset::grpc_server(&Flow::new("bench"));
+    let preset = preset::grpc_server_observed(&Flow::new("bench"));
     let shared = AtomicU64::new(0);
     let striped = Striped::new(1);
     let counted = std::sync::Arc::new(0u8);

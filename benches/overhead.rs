@@ -101,11 +101,11 @@ fn main() {
         Variant::reused("floor of both: 3 clocks, 16 adds", floor(3, 16)),
         Variant::reused(
             "preset: accounting and timing",
-            preset::grpc_server(&flow).layer(Echo),
+            preset::grpc_server_observed(&flow).layer(Echo),
         ),
         Variant::cloned(
             "preset, a clone a call",
-            preset::grpc_server(&flow).layer(Echo),
+            preset::grpc_server_observed(&flow).layer(Echo),
         ),
         Variant::reused("connection streams", tracked.connection().service(Echo)),
     ];

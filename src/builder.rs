@@ -3,10 +3,17 @@
 use tower::ServiceBuilder;
 use tower_layer::Stack;
 
-#[cfg(any(feature = "grpc", feature = "throttle", feature = "timing"))]
+#[cfg(any(
+    feature = "grpc",
+    feature = "shed",
+    feature = "throttle",
+    feature = "timing"
+))]
 use crate::Flow;
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
+#[cfg(feature = "shed")]
+use crate::shed::{AsGrpc, ByGrpcStatus, Http, HttpTriage, ShedLayer};
 #[cfg(feature = "throttle")]
 use crate::throttle::{HttpThrottleLayer, ThrottleLayer};
 #[cfg(feature = "timing")]
@@ -56,6 +63,32 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
     #[cfg(feature = "throttle")]
     fn grpc_throttle(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpThrottleLayer, L>> {
         self.add(ThrottleLayer::new(name).attach(flow).grpc())
+    }
+
+    /// Sheds load before any service, by a limit that finds itself; what is refused is an error.
+    #[cfg(feature = "shed")]
+    fn shed(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<ShedLayer, L>> {
+        self.add(ShedLayer::adaptive().name(name).attach(flow))
+    }
+
+    /// Sheds load before an HTTP server; what is refused is answered with 503.
+    #[cfg(feature = "shed")]
+    fn http_shed(
+        self,
+        name: &str,
+        flow: &Flow,
+    ) -> ServiceBuilder<Stack<ShedLayer<HttpTriage, Http>, L>> {
+        self.add(ShedLayer::adaptive().name(name).http().attach(flow))
+    }
+
+    /// Sheds load before a gRPC server; what is refused is answered with UNAVAILABLE.
+    #[cfg(feature = "shed")]
+    fn grpc_shed(
+        self,
+        name: &str,
+        flow: &Flow,
+    ) -> ServiceBuilder<Stack<ShedLayer<HttpTriage, Http<ByGrpcStatus, AsGrpc>>, L>> {
+        self.add(ShedLayer::adaptive().name(name).grpc().attach(flow))
     }
 
     /// Counts the calls of a gRPC server.

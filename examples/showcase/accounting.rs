@@ -31,7 +31,7 @@ pub(crate) async fn run(options: &Options) -> Result<(Act, Live), Box<dyn Error>
 
     let accounting = GrpcServerLayer::new().register_fds(FDS)?;
     let server_books = accounting.handle();
-    let server = preset::grpc_server_with(accounting, &flow);
+    let server = preset::grpc_server_observed_with(accounting, &flow);
     let connections = Connections::server("showcase").attach(&flow);
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
     let addr = incoming.local_addr()?;

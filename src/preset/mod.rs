@@ -5,6 +5,8 @@
 
 mod client;
 mod server;
+#[cfg(feature = "shed")]
+mod shed;
 
 use tower_http::classify::SharedClassifier;
 
@@ -13,7 +15,9 @@ use crate::outcome::GrpcClassifier;
 use crate::timing::{HttpTimingLayer, Route, TimingLayer};
 
 pub use client::{GrpcClient, grpc_client, grpc_client_with};
-pub use server::{GrpcServer, grpc_server, grpc_server_with};
+pub use server::{GrpcServerObserved, grpc_server_observed, grpc_server_observed_with};
+#[cfg(feature = "shed")]
+pub use shed::{GrpcServer, GrpcShed, HttpServer, grpc_server, grpc_server_with, http_server};
 
 /// Timing per method, as the presets use it.
 pub type GrpcTiming = HttpTimingLayer<ByPath, SharedClassifier<GrpcClassifier>>;

@@ -92,7 +92,15 @@ fn no_default_layer_allocates() {
     assert_eq!(counted(ThrottleLayer::new("t").http().layer(echo())), 0);
     assert_eq!(counted(ThrottleLayer::new("t").grpc().layer(echo())), 0);
     assert_eq!(
+        counted(preset::grpc_server_observed(&Flow::new("alloc")).layer(echo())),
+        0
+    );
+    assert_eq!(
         counted(preset::grpc_server(&Flow::new("alloc")).layer(echo())),
+        0
+    );
+    assert_eq!(
+        counted(preset::http_server(&Flow::new("alloc")).layer(echo())),
         0
     );
     assert_eq!(

@@ -550,9 +550,20 @@ where
 }
 
 #[test]
+fn the_shedding_presets_keep_it() {
+    suite_of_ready(|| {
+        let accounting = GrpcServerLayer::new();
+        let handle = accounting.handle();
+        let flow = Flow::new("contract");
+        let shed = ShedLayer::adaptive().grpc();
+        grpc(preset::grpc_server_with(accounting, shed, &flow), handle)
+    });
+}
+
+#[test]
 fn the_server_preset_keeps_it() {
     suite(|| {
-        let layer = preset::grpc_server(&Flow::new("contract"));
+        let layer = preset::grpc_server_observed(&Flow::new("contract"));
         let handle = layer.handle();
         grpc(layer, handle)
     });

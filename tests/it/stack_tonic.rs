@@ -180,7 +180,7 @@ async fn trailers_only_stays_one_frame_of_headers() {
 #[tokio::test]
 async fn client_and_server_books_agree() {
     let flow = Flow::new("books");
-    let server = preset::grpc_server(&flow);
+    let server = preset::grpc_server_observed(&flow);
     let (incoming, addr) = incoming();
     tokio::spawn(
         Server::builder()
@@ -244,7 +244,7 @@ async fn client_and_server_books_agree() {
 #[tokio::test]
 async fn one_tonic_service_can_be_wrapped_alone() {
     let flow = Flow::new("one");
-    let layer = preset::grpc_server(&flow);
+    let layer = preset::grpc_server_observed(&flow);
     let (incoming, addr) = incoming();
     let wrapped = layer.layer(service());
     tokio::spawn(

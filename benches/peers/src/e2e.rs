@@ -76,7 +76,7 @@ fn variants() -> Vec<Variant> {
         Variant::new("tower-flow, gRPC accounting", accounting),
         Variant::new(
             "tower-flow, preset",
-            preset::grpc_server(&Flow::new("bench")),
+            preset::grpc_server_observed(&Flow::new("bench")),
         ),
         Variant::new(
             "tonic_prometheus_layer 0.3",

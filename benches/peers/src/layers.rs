@@ -100,7 +100,7 @@ fn ours(rows: &mut Rows) {
     rows.add(
         "tower-flow, preset",
         "the same, first byte, stalls, a sliding window; to the trailers",
-        preset::grpc_server(&flow).layer(Echo),
+        preset::grpc_server_observed(&flow).layer(Echo),
     );
 }
 

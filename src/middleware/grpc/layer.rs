@@ -165,6 +165,15 @@ impl<S, L> GrpcLayer<S, L> {
         self.set(|options| options.methods.push(method))
     }
 
+    /// The paths of the registered methods that stream in either direction, for layers that treat streams apart.
+    pub fn streaming(&self) -> Vec<String> {
+        let methods = self.options.methods.iter();
+        methods
+            .filter(|(.., kind)| !matches!(kind, GrpcType::Unary | GrpcType::Unknown))
+            .map(|(service, method, _)| format!("/{service}/{method}"))
+            .collect()
+    }
+
     /// Up to 512 methods (default) that were not registered are learned from calls that were answered with OK; all
     /// others are `other`.
     ///

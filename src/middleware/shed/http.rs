@@ -9,6 +9,7 @@ use bytes::Buf;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use rustc_hash::FxHashSet;
 
 use super::ask::{Ask, Triage};
 use super::classify::{ByStatus, ClassifyResponse, Verdict};
@@ -57,12 +58,19 @@ pub struct HttpTriage {
 /// The rules of an [`HttpTriage`].
 #[derive(Debug, Clone, Default)]
 pub(super) struct PathRules {
-    pub(super) bypass: Vec<String>,
-    pub(super) streams: Vec<String>,
+    pub(super) bypass: Paths,
+    pub(super) streams: Paths,
     pub(super) priority: Option<HeaderName>,
     pub(super) partition: Option<HeaderName>,
     pub(super) cohort: Option<HeaderName>,
     pub(super) timeout: Option<Duration>,
+}
+
+/// Some paths, and some that stand for all below them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Paths {
+    exact: FxHashSet<String>,
+    below: Vec<String>,
 }
 
 crate::leased!(PathRules);
@@ -95,10 +103,10 @@ impl<B> Triage<Request<B>> for HttpTriage {
         let path = req.uri().path();
         let mut ask = Ask::new();
         ask.bodiless = req.method() == Method::HEAD;
-        if listed(&rules.bypass, path) {
+        if rules.bypass.has(path) {
             return ask.bypass();
         }
-        if listed(&rules.streams, path) {
+        if rules.streams.has(path) {
             ask = ask.stream();
         }
         let [grpc, envoy] = header::find(req.headers(), ["grpc-timeout", ENVOY_TIMEOUT]);
@@ -133,15 +141,6 @@ impl<B> Triage<Request<B>> for HttpTriage {
     }
 }
 
-/// Whether `path` is one of `paths`, or lies below one that ends in a slash.
-#[inline]
-fn listed(paths: &[String], path: &str) -> bool {
-    paths.iter().any(|known| match known.ends_with('/') {
-        true => path.starts_with(known.as_str()),
-        false => path == known,
-    })
-}
-
 fn milliseconds(value: &HeaderValue) -> Option<Duration> {
     let text = value.to_str().ok()?;
     // Eight digits are a day; more are a mistake.
@@ -152,6 +151,30 @@ fn milliseconds(value: &HeaderValue) -> Option<Duration> {
 fn hash(text: &str) -> u64 {
     use std::hash::{BuildHasher, BuildHasherDefault};
     BuildHasherDefault::<rustc_hash::FxHasher>::default().hash_one(text)
+}
+
+// ===== impl Paths =====
+
+impl Paths {
+    pub(super) fn extend(&mut self, paths: impl IntoIterator<Item = String>) {
+        for path in paths {
+            if path.ends_with('/') {
+                self.below.push(path);
+            } else {
+                self.exact.insert(path);
+            }
+        }
+    }
+
+    #[inline]
+    fn has(&self, path: &str) -> bool {
+        let below = || {
+            self.below
+                .iter()
+                .any(|known| path.starts_with(known.as_str()))
+        };
+        (!self.exact.is_empty() && self.exact.contains(path)) || below()
+    }
 }
 
 // ===== impl Http =====

@@ -8,7 +8,7 @@ use super::ask::{AllEqual, Triage};
 use super::classify::{ByGrpcStatus, Classify, ClassifyResponse};
 use super::handle::ShedHandle;
 use super::http::{Hold, Http, HttpTriage};
-use super::limit::{Bdp, Fixed, Limit};
+use super::limit::{Aimd, Bdp, Fixed, Limit};
 use super::protocol::Plain;
 use super::queue::Queue;
 use super::reject::{AsGrpc, Reject};
@@ -70,6 +70,13 @@ impl ShedLayer {
     /// When `limit` is 0, which would refuse everything.
     pub fn fixed(limit: usize) -> Self {
         Self::new(Fixed::new(limit))
+    }
+
+    /// For a client: the limit adapts as [`Aimd`], and requests wait for a slot, up to ten seconds, rather than be
+    /// refused.
+    pub fn client() -> Self {
+        let queue = Queue::fifo().max(1024).timeout(Duration::from_secs(10));
+        Self::new(Aimd::default()).queue(queue)
     }
 
     /// With a limit algorithm of your choice.
