@@ -4,8 +4,10 @@ use std::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use super::permit::Permit;
 use super::protocol::{Held, Protocol};
-use super::state::{Admission, Permit, Waiting};
+use super::state::Admission;
+use super::waiting::Waiting;
 
 pin_project! {
     /// The response future of [`Shed`](super::Shed).

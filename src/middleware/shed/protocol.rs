@@ -1,6 +1,6 @@
 use super::classify::{ByError, Classify, Verdict};
+use super::permit::Permit;
 use super::refusal::Refusal;
-use super::state::Permit;
 use crate::base::clock;
 use crate::base::error::BoxError;
 

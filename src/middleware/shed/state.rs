@@ -10,16 +10,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::ask::{Ask, Kind};
-use super::classify::Verdict;
 use super::gate::{Gate, Listener};
 use super::limit::Limit;
+use super::permit::{BOUNDLESS, Holds, Permit, UNTIMED};
 use super::queue::{Entry, Left, Queue, Refused, Tally, Ticket};
 use super::refusal::Refusal;
-use super::sampler::{REASONS, Sampler, at, reason_index, refused_at};
+use super::sampler::{Sampler, at, reason_index, refused_at};
+use super::waiting::Waiting;
 use crate::base::clock::{self, Instant, nanos};
 use crate::base::deadline::Deadline;
 use crate::base::error::Reason;
@@ -74,48 +74,6 @@ pub(super) enum Admission {
     Go(Permit),
     Wait(Waiting),
     Refuse(Refusal),
-}
-
-/// A request that was let in. Dropped, it was cancelled.
-///
-/// Four words: it rides in a future and then in a body, and every copy of it is time.
-#[derive(Debug)]
-pub(super) struct Permit {
-    state: Lease<State>,
-    /// When it was let in, in the sampler's nanoseconds; [`UNTIMED`] if nobody asks.
-    start: u64,
-    /// Its deadline, in the sampler's nanoseconds; [`BOUNDLESS`] if it has none.
-    deadline: u64,
-    ticket: Ticket,
-    partition: u16,
-    holds: Holds,
-    pub(super) bodiless: bool,
-}
-
-const UNTIMED: u64 = u64::MAX;
-const BOUNDLESS: u64 = u64::MAX;
-
-/// What a permit gives back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holds {
-    Slot,
-    Stream,
-    /// In a dry run: its ticket's place, or the slot that was granted to it.
-    Ghost,
-    /// It was let through without a slot.
-    Nothing,
-    Over,
-}
-
-/// A request that waits for a slot.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    state: Lease<State>,
-    ticket: Option<Ticket>,
-    entry: Entry,
-    bodiless: bool,
-    /// It waits no longer than this.
-    pub(super) until: Instant,
 }
 
 crate::leased!(State);
@@ -217,7 +175,7 @@ impl State {
     }
 
     #[inline]
-    fn bound(&self, deadline: Option<Deadline>) -> u64 {
+    pub(super) fn bound(&self, deadline: Option<Deadline>) -> u64 {
         match deadline {
             Some(deadline) => self.sampler.at(deadline.moment()),
             None => BOUNDLESS,
@@ -298,15 +256,7 @@ impl State {
                 Holds::Nothing
             }
         };
-        Admission::Go(Permit {
-            state: lease.clone(),
-            start: UNTIMED,
-            deadline: BOUNDLESS,
-            ticket: Ticket::NONE,
-            partition: 0,
-            holds,
-            bodiless: ask.bodiless,
-        })
+        Admission::Go(Permit::aside(lease.clone(), holds, ask.bodiless))
     }
 
     /// Refuses, or in a dry run notes that it would and lets pass.
@@ -321,15 +271,8 @@ impl State {
         if state.is_dry() {
             let cells = state.sampler.cells.local();
             cells.add(at::ADMITTED + ask.priority as usize, 1);
-            return Admission::Go(Permit {
-                state: lease.clone(),
-                start: UNTIMED,
-                deadline: BOUNDLESS,
-                ticket: Ticket::NONE,
-                partition: 0,
-                holds: Holds::Nothing,
-                bodiless: ask.bodiless,
-            });
+            let permit = Permit::aside(lease.clone(), Holds::Nothing, ask.bodiless);
+            return Admission::Go(permit);
         }
         let gate = match ask.kind {
             Kind::Stream => &state.streams,
@@ -338,7 +281,7 @@ impl State {
         Admission::Refuse(state.refusal(refused, gate))
     }
 
-    fn count(&self, refused: Refused) {
+    pub(super) fn count(&self, refused: Refused) {
         let cells = self.sampler.cells.local();
         if self.is_dry() {
             cells.add(at::WOULD + reason_index(refused.reason), 1);
@@ -347,7 +290,7 @@ impl State {
         }
     }
 
-    fn refusal(&self, refused: Refused, gate: &Gate) -> Refusal {
+    pub(super) fn refusal(&self, refused: Refused, gate: &Gate) -> Refusal {
         let occupancy = gate.occupancy();
         let (waiting, places) = gate.with_queue(|queue| (queue.waiting(), queue.places()));
         let drain = Duration::from_nanos(self.live.drain.load(Relaxed));
@@ -421,7 +364,7 @@ impl State {
     }
 
     /// When a request that was let in now started, for those who ask.
-    fn start(&self, now: Instant) -> u64 {
+    pub(super) fn start(&self, now: Instant) -> u64 {
         match self.sampler.is_timed() {
             true => self.sampler.at(now),
             false => UNTIMED,
@@ -502,200 +445,3 @@ impl Listener for State {
         self.sampler.tally()
     }
 }
-
-// ===== impl Permit =====
-
-impl Permit {
-    #[inline]
-    pub(super) fn is_timed(&self) -> bool {
-        self.start != UNTIMED
-    }
-
-    /// Whether a response whose headers came at `head` and that went on until `now` is a stream: it took longer to
-    /// send than to make.
-    pub(super) fn is_stream(&self, head: Instant, now: Instant) -> bool {
-        let sampler = &self.state.sampler;
-        let (head, now) = (sampler.at(head), sampler.at(now));
-        self.is_timed() && now.saturating_sub(head) > head.saturating_sub(self.start)
-    }
-
-    /// Counts a hook that panicked, which says nothing.
-    #[cold]
-    pub(super) fn hook_panicked(&self) -> Verdict {
-        self.state.sampler.cells.local().add(at::PANICS, 1);
-        Verdict::Ignore
-    }
-
-    /// Ends it: `verdict` on the whole, `head` when the response came, `now` the end, for those who ask.
-    #[inline]
-    pub(super) fn end(
-        &mut self,
-        verdict: Verdict,
-        head: Option<Instant>,
-        now: impl FnOnce() -> Instant,
-    ) {
-        let holds = std::mem::replace(&mut self.holds, Holds::Over);
-        let state = &*self.state;
-        // Those who pass by say nothing about the load of others; neither do those a dry run would have refused.
-        if matches!(holds, Holds::Slot | Holds::Ghost) {
-            let cells = state.sampler.cells.local();
-            let mut verdict = verdict;
-            if self.start != UNTIMED || self.deadline != BOUNDLESS {
-                let now = now();
-                let end = state.sampler.at(now);
-                if verdict == Verdict::Success && end >= self.deadline {
-                    verdict = Verdict::Overload;
-                }
-                if self.start != UNTIMED {
-                    if verdict == Verdict::Success {
-                        let head = head.map_or(end, |head| state.sampler.at(head));
-                        let trip = head.saturating_sub(self.start);
-                        state.sampler.timed(&cells, trip, end.saturating_sub(head));
-                    }
-                    cells.add(at::ENDED + verdict as usize, 1);
-                    state.tick(now, end);
-                } else {
-                    cells.add(at::ENDED + verdict as usize, 1);
-                }
-            } else {
-                cells.add(at::ENDED + verdict as usize, 1);
-            }
-        }
-        match holds {
-            Holds::Slot => {
-                if state.gate.release(self.partition) {
-                    state.gate.settle(clock::now(), state);
-                }
-            }
-            Holds::Stream => _ = state.streams.release(0),
-            Holds::Ghost => {
-                let gate = &state.gate;
-                gate.give_up(&self.ticket, self.partition, clock::now, state);
-            }
-            Holds::Nothing | Holds::Over => {}
-        }
-    }
-
-    /// What going away means: overload when it was near the deadline, or took far longer than others do.
-    #[cold]
-    fn gone(&self, now: u64) -> Verdict {
-        if now >= self.deadline {
-            return Verdict::Overload;
-        }
-        if self.start == UNTIMED {
-            return Verdict::Cancelled;
-        }
-        let passed = now.saturating_sub(self.start);
-        let granted = self.deadline.saturating_sub(self.start);
-        let near = self.deadline != BOUNDLESS && passed >= granted / 5 * 4;
-        let p90 = self.state.sampler.p90();
-        match near || (p90 > 0 && passed > 2 * p90) {
-            true => Verdict::Overload,
-            false => Verdict::Cancelled,
-        }
-    }
-
-    #[cold]
-    fn cancel(&mut self) {
-        if std::thread::panicking() {
-            return self.end(Verdict::Ignore, None, clock::now);
-        }
-        let now = clock::now();
-        let verdict = self.gone(self.state.sampler.at(now));
-        self.end(verdict, None, || now);
-    }
-}
-
-impl Drop for Permit {
-    #[inline]
-    fn drop(&mut self) {
-        if self.holds != Holds::Over {
-            self.cancel();
-        }
-    }
-}
-
-// ===== impl Waiting =====
-
-impl Waiting {
-    /// What became of it.
-    pub(super) fn poll(&mut self, waker: &Waker) -> Poll<Result<Permit, Refusal>> {
-        let Some(ticket) = &self.ticket else {
-            unreachable!("polled after it was settled")
-        };
-        let settled = match self.state.gate.poll(ticket, waker) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(settled) => settled,
-        };
-        self.ticket = None;
-        Poll::Ready(match settled {
-            Ok(()) => Ok(self.permit()),
-            Err(refused) => Err(self.refusal(refused)),
-        })
-    }
-
-    /// Its time is up.
-    #[cold]
-    pub(super) fn expire(&mut self) -> Result<Permit, Refusal> {
-        if let Poll::Ready(settled) = self.poll(Waker::noop()) {
-            return settled;
-        }
-        let now = clock::now();
-        let deadline = self.entry.deadline;
-        let reason = match deadline.is_some_and(|deadline| deadline.passed(now)) {
-            true => Reason::Deadline,
-            false => Reason::QueueTimeout,
-        };
-        self.give_up();
-        let refused = Refused {
-            reason,
-            priority: self.entry.priority,
-        };
-        self.state.count(refused);
-        Err(self.refusal(refused))
-    }
-
-    fn permit(&self) -> Permit {
-        let state = &*self.state;
-        let cells = state.sampler.cells.local();
-        cells.add(at::ADMITTED + self.entry.priority as usize, 1);
-        Permit {
-            state: self.state.clone(),
-            start: match state.sampler.is_timed() {
-                true => state.start(clock::now()),
-                false => UNTIMED,
-            },
-            deadline: state.bound(self.entry.deadline),
-            ticket: Ticket::NONE,
-            partition: self.entry.partition,
-            holds: Holds::Slot,
-            bodiless: self.bodiless,
-        }
-    }
-
-    fn refusal(&self, mut refused: Refused) -> Refusal {
-        let state = &*self.state;
-        let full = refused.reason == Reason::QueueFull;
-        if full && !state.partitions.is_empty() && !state.gate.under(self.entry.partition) {
-            refused.reason = Reason::Quota;
-        }
-        state.refusal(refused, &state.gate)
-    }
-
-    fn give_up(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            let state = &*self.state;
-            state
-                .gate
-                .give_up(&ticket, self.entry.partition, clock::now, state);
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.give_up();
-    }
-}
-
-const _: () = assert!(REASONS.len() == 6);

@@ -1,9 +1,12 @@
 //! The default: what the service has room for, from its throughput and its round trip without queueing.
 
+mod estimate;
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{Facts, Limit, Next, Step, Window};
+use estimate::Estimate;
 
 /// How often a window that is not ripe is looked at again.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -15,10 +18,6 @@ const FEW: u64 = 20;
 const PROBE_EVERY: (f64, f64, f64) = (2.0, 8.0, 32.0);
 /// A floor that nothing confirmed for so many seconds gives way to the least round trip seen meanwhile.
 const STALE: f64 = 30.0;
-/// The least relative error an estimate claims, so that it never stops learning.
-const LEAST_ERROR: f64 = 0.04;
-/// How many standard errors a measurement is off before it replaces an estimate instead of refining it.
-const JUMP: f64 = 2.5;
 
 /// Finds the limit by itself: a little more than the bandwidth-delay product of the service behind it.
 ///
@@ -90,13 +89,6 @@ struct Full {
     limit: f64,
     throughput: f64,
     round_trip: f64,
-}
-
-/// A value and its relative standard error. An error of infinity: not known yet.
-#[derive(Debug, Clone, Copy)]
-struct Estimate {
-    value: f64,
-    error: f64,
 }
 
 // ===== impl Bdp =====
@@ -411,233 +403,9 @@ impl Full {
     }
 }
 
-// ===== impl Estimate =====
-
-impl Estimate {
-    fn unknown() -> Self {
-        Self {
-            value: 0.0,
-            error: f64::INFINITY,
-        }
-    }
-
-    fn new(value: f64, error: f64) -> Self {
-        Self {
-            value,
-            error: error.max(LEAST_ERROR),
-        }
-    }
-
-    fn known(self) -> bool {
-        self.error.is_finite()
-    }
-
-    fn or(self, other: f64) -> f64 {
-        if self.known() { self.value } else { other }
-    }
-
-    /// Moves towards a measurement as far as the two errors say.
-    fn refine(&mut self, value: f64, error: f64) {
-        if !self.known() {
-            *self = Self::new(value, error);
-            return;
-        }
-        let (old, new) = (self.error.powi(2), error.powi(2));
-        self.value += old / (old + new) * (value - self.value);
-        self.error = (old * new / (old + new)).sqrt().max(LEAST_ERROR);
-    }
-
-    /// The same, but gives way to a measurement that is too far off; says whether it did.
-    fn update(&mut self, value: f64, error: f64) -> bool {
-        let error = error.clamp(0.02, 0.5);
-        let jump = self.known() && (value / self.value).ln().abs() > JUMP * self.error.hypot(error);
-        if jump {
-            *self = Self::new(value, error);
-        } else {
-            self.refine(value, error);
-        }
-        jump
-    }
-}
-
 fn seconds(value: f64) -> Duration {
     Duration::from_secs_f64(value.clamp(0.0, 60.0))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A service with so many workers, each taking 50 ms, asked for more than it can do or less.
-    struct Service {
-        workers: f64,
-        offered: f64,
-        trip: f64,
-        now: f64,
-        limit: usize,
-        highest: usize,
-    }
-
-    impl Service {
-        fn new(bdp: &Bdp, workers: f64, offered: f64) -> Self {
-            Self {
-                workers,
-                offered,
-                trip: 0.05,
-                now: 0.0,
-                limit: bdp.start(),
-                highest: bdp.start(),
-            }
-        }
-
-        /// What a window of this length shows.
-        fn window(&self, elapsed: f64) -> Window {
-            let demand = self.offered * self.trip;
-            let busy = if demand > self.workers {
-                f64::INFINITY
-            } else {
-                demand
-            }
-            .min(self.limit as f64);
-            let throughput = busy.min(self.workers) / self.trip;
-            let count = (throughput * elapsed) as u64;
-            Window {
-                now: seconds(self.now + elapsed),
-                elapsed: seconds(elapsed),
-                limit: self.limit,
-                completions: count,
-                samples: count,
-                mean: seconds(busy / throughput),
-                error: 0.1 / (count.max(1) as f64).sqrt(),
-                most_in_flight: busy.round() as usize,
-                offered: (self.offered * elapsed) as u64,
-                refused: ((self.offered - throughput) * elapsed) as u64,
-                ..Default::default()
-            }
-        }
-
-        fn run(&mut self, bdp: &mut Bdp, time: f64) {
-            let end = self.now + time;
-            let mut elapsed = 0.1;
-            while self.now < end {
-                match bdp.look(&self.window(elapsed)) {
-                    Step::Wait(more) => elapsed += more.as_secs_f64(),
-                    Step::Close(next) => {
-                        self.now += elapsed + next.settle.as_secs_f64();
-                        self.limit = next.limit;
-                        self.highest = self.highest.max(next.limit);
-                        elapsed = next.look.as_secs_f64();
-                    }
-                }
-            }
-        }
-    }
-
-    fn floor(bdp: &Bdp) -> f64 {
-        bdp.facts()
-            .floor
-            .expect("known after a while")
-            .as_secs_f64()
-    }
-
-    #[test]
-    fn finds_the_size_of_a_service_at_once() {
-        for workers in [4.0, 16.0, 128.0, 1000.0] {
-            let mut bdp = Bdp::default();
-            let mut service = Service::new(&bdp, workers, workers * 40.0);
-            service.run(&mut bdp, 3.0);
-            service.run(&mut bdp, 20.0);
-            let limit = service.limit as f64;
-            assert!(
-                (0.9..1.7).contains(&(limit / workers)),
-                "{limit} for {workers}"
-            );
-            assert!(
-                (0.045..0.06).contains(&floor(&bdp)),
-                "{} for {workers}",
-                floor(&bdp)
-            );
-        }
-    }
-
-    #[test]
-    fn an_idle_time_moves_nothing() {
-        let mut bdp = Bdp::default();
-        let mut service = Service::new(&bdp, 128.0, 100.0);
-        service.run(&mut bdp, 600.0);
-        assert_eq!((service.limit, service.highest), (16, 16));
-        assert!((floor(&bdp) - 0.05).abs() < 0.001);
-    }
-
-    #[test]
-    fn follows_a_service_that_becomes_slower() {
-        let mut bdp = Bdp::default();
-        let mut service = Service::new(&bdp, 128.0, 5120.0);
-        service.run(&mut bdp, 10.0);
-        service.trip = 0.1;
-        service.run(&mut bdp, 40.0);
-        assert!(floor(&bdp) > 0.085, "{}", floor(&bdp));
-        assert!(service.limit >= 128, "{}", service.limit);
-    }
-
-    #[test]
-    fn follows_workers_that_stop_and_return() {
-        let mut bdp = Bdp::default();
-        let mut service = Service::new(&bdp, 64.0, 5120.0);
-        service.run(&mut bdp, 10.0);
-        service.workers = 32.0;
-        service.run(&mut bdp, 10.0);
-        assert!((30..56).contains(&service.limit), "{}", service.limit);
-        service.workers = 64.0;
-        service.run(&mut bdp, 5.0);
-        assert!((62..112).contains(&service.limit), "{}", service.limit);
-    }
-
-    #[test]
-    fn failures_that_say_nothing_raise_nothing() {
-        let mut bdp = Bdp::default();
-        let failing = Window {
-            now: Duration::from_secs(5),
-            elapsed: Duration::from_secs(5),
-            limit: 16,
-            most_in_flight: 16,
-            offered: 90_000,
-            ignored: 90_000,
-            ..Default::default()
-        };
-        assert_eq!(bdp.look(&failing), Step::Wait(AGAIN));
-    }
-
-    #[test]
-    fn nothing_but_overloads_lowers_it_once_a_window() {
-        let mut bdp = Bdp::default();
-        let window = Window {
-            elapsed: Duration::from_secs(1),
-            limit: 100,
-            overloads: 500,
-            ..Default::default()
-        };
-        assert_eq!(bdp.look(&window), Step::Close(Next::of(80, LEAST)));
-    }
-
-    #[test]
-    fn never_leaves_its_bounds() {
-        let mut bdp = Bdp::default().initial(3).bounds(2..=40);
-        let mut service = Service::new(&bdp, 128.0, 5120.0);
-        service.run(&mut bdp, 20.0);
-        assert_eq!(service.highest, 40);
-    }
-
-    #[test]
-    #[should_panic(expected = "not 0")]
-    fn a_least_of_zero_panics() {
-        let _ = Bdp::default().bounds(0..=10);
-    }
-
-    #[test]
-    #[should_panic(expected = "the least limit, 5, must not be above the highest, 4")]
-    #[allow(clippy::reversed_empty_ranges)]
-    fn crossed_bounds_panic() {
-        let _ = Bdp::default().bounds(5..=4);
-    }
-}
+mod tests;
