@@ -13,6 +13,9 @@ use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcClientLayer, GrpcServerLayer, RequestBody};
 use tower_flow::metrics::Format;
 use tower_flow::preset::ByPath;
+use tower_flow::shed::{Queue, ShedLayer};
+use tower_flow::signal::{LagSignal, Pressure};
+use tower_flow::throttle::ThrottleLayer;
 use tower_flow::timing::TimingLayer;
 use tower_flow::{BoxError, Flow};
 
@@ -73,6 +76,26 @@ async fn busy() -> Flow {
         )
         .await;
     }
+    let lag = LagSignal::new("lag \"\\\n");
+    lag.push(5.0);
+    let shed = ShedLayer::adaptive()
+        .name("s \"\\\n")
+        .queue(Queue::none())
+        .partition("p \"\\\n", 0.5)
+        .pressure(Pressure::new(lag).warn(1.0).critical(9.0))
+        .attach(&flow);
+    shed.handle().set_limit(1);
+    let held = shed.layer(service_fn(|_: u8| {
+        std::future::pending::<Result<(), BoxError>>()
+    }));
+    let mut first = tokio_test::task::spawn(held.clone().oneshot(1));
+    assert!(first.poll().is_pending());
+    held.oneshot(2).await.unwrap_err();
+    drop(first);
+    let throttle = ThrottleLayer::new("th \"\\\n").attach(&flow);
+    let throttled = throttle.layer(service_fn(async |_: u8| Ok::<_, BoxError>(())));
+    throttled.oneshot(1).await.unwrap();
+
     let own = Counter::<u64>::default();
     own.inc();
     let latency = Histogram::new([0.1, 1.0]);
