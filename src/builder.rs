@@ -13,7 +13,7 @@ use crate::Flow;
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
 #[cfg(feature = "shed")]
-use crate::shed::{AsGrpc, ByGrpcStatus, Http, HttpTriage, ShedLayer};
+use crate::shed::{GrpcShedLayer, HttpShedLayer, ShedLayer};
 #[cfg(feature = "throttle")]
 use crate::throttle::{HttpThrottleLayer, ThrottleLayer};
 #[cfg(feature = "timing")]
@@ -73,21 +73,13 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
 
     /// Sheds load before an HTTP server; what is refused is answered with 503.
     #[cfg(feature = "shed")]
-    fn http_shed(
-        self,
-        name: &str,
-        flow: &Flow,
-    ) -> ServiceBuilder<Stack<ShedLayer<HttpTriage, Http>, L>> {
+    fn http_shed(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpShedLayer, L>> {
         self.add(ShedLayer::adaptive().name(name).http().attach(flow))
     }
 
     /// Sheds load before a gRPC server; what is refused is answered with UNAVAILABLE.
     #[cfg(feature = "shed")]
-    fn grpc_shed(
-        self,
-        name: &str,
-        flow: &Flow,
-    ) -> ServiceBuilder<Stack<ShedLayer<HttpTriage, Http<ByGrpcStatus, AsGrpc>>, L>> {
+    fn grpc_shed(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<GrpcShedLayer, L>> {
         self.add(ShedLayer::adaptive().name(name).grpc().attach(flow))
     }
 

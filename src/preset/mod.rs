@@ -17,7 +17,7 @@ use crate::timing::{HttpTimingLayer, Route, TimingLayer};
 pub use client::{GrpcClient, grpc_client, grpc_client_with};
 pub use server::{GrpcServerObserved, grpc_server_observed, grpc_server_observed_with};
 #[cfg(feature = "shed")]
-pub use shed::{GrpcServer, GrpcShed, HttpServer, grpc_server, grpc_server_with, http_server};
+pub use shed::{GrpcServer, HttpServer, grpc_server, grpc_server_with, http_server};
 
 /// Timing per method, as the presets use it.
 pub type GrpcTiming = HttpTimingLayer<ByPath, SharedClassifier<GrpcClassifier>>;

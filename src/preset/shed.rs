@@ -3,17 +3,14 @@ use tower_layer::Stack;
 use super::{GrpcServerObserved, grpc_server_observed_with};
 use crate::Flow;
 use crate::grpc::GrpcServerLayer;
-use crate::shed::{AsGrpc, ByGrpcStatus, Http, HttpTriage, ShedLayer};
+use crate::shed::{GrpcShedLayer, HttpShedLayer, ShedLayer};
 use crate::timing::{HttpTimingLayer, TimingLayer};
 
-/// Sheds gRPC calls, as the presets do.
-pub type GrpcShed = ShedLayer<HttpTriage, Http<ByGrpcStatus, AsGrpc>>;
-
 /// The layer of [`grpc_server`].
-pub type GrpcServer = Stack<GrpcShed, GrpcServerObserved>;
+pub type GrpcServer = Stack<GrpcShedLayer, GrpcServerObserved>;
 
 /// The layer of [`http_server`].
-pub type HttpServer = Stack<ShedLayer<HttpTriage, Http>, HttpTimingLayer>;
+pub type HttpServer = Stack<HttpShedLayer, HttpTimingLayer>;
 
 /// For a tonic server, or one of its services: accounting outermost, so that it counts what is refused too, with it
 /// timing per method, and inside them adaptive shedding.
@@ -42,7 +39,11 @@ pub fn grpc_server(flow: &Flow) -> GrpcServer {
 /// # let _ = layer;
 /// # Ok::<(), tower_flow::grpc::DescriptorError>(())
 /// ```
-pub fn grpc_server_with(accounting: GrpcServerLayer, shed: GrpcShed, flow: &Flow) -> GrpcServer {
+pub fn grpc_server_with(
+    accounting: GrpcServerLayer,
+    shed: GrpcShedLayer,
+    flow: &Flow,
+) -> GrpcServer {
     let shed = shed.streaming(accounting.streaming()).attach(flow);
     Stack::new(shed, grpc_server_observed_with(accounting, flow))
 }

@@ -94,10 +94,10 @@ pub trait ClassifyResponse {
         Verdict::of_error(error)
     }
 
-    /// As [`head`](Self::head), and an `Err` if that panics.
+    /// As [`head`](Self::head), and `None` if that panics.
     #[doc(hidden)]
-    fn guarded_head<B>(&self, response: &Response<B>) -> Result<Option<Verdict>, ()> {
-        caught(|| self.head(response)).ok_or(())
+    fn guarded_head<B>(&self, response: &Response<B>) -> Option<Option<Verdict>> {
+        caught(|| self.head(response))
     }
 
     /// As [`end`](Self::end), and `None` if that panics.
@@ -154,8 +154,8 @@ impl ClassifyResponse for ByStatus {
     }
 
     #[inline]
-    fn guarded_head<B>(&self, response: &Response<B>) -> Result<Option<Verdict>, ()> {
-        Ok(self.head(response))
+    fn guarded_head<B>(&self, response: &Response<B>) -> Option<Option<Verdict>> {
+        Some(self.head(response))
     }
 
     #[inline]
@@ -183,8 +183,8 @@ impl ClassifyResponse for ByGrpcStatus {
     }
 
     #[inline]
-    fn guarded_head<B>(&self, response: &Response<B>) -> Result<Option<Verdict>, ()> {
-        Ok(self.head(response))
+    fn guarded_head<B>(&self, response: &Response<B>) -> Option<Option<Verdict>> {
+        Some(self.head(response))
     }
 
     #[inline]

@@ -77,7 +77,7 @@ where
             }
         };
         let verdict = self.classify.guarded_head(&response);
-        let verdict = verdict.unwrap_or_else(|()| Some(permit.hook_panicked()));
+        let verdict = verdict.unwrap_or_else(|| Some(permit.hook_panicked()));
         let over = self.hold == Hold::Headers || permit.bodiless || response.body().is_end_stream();
         if over {
             let verdict = verdict.unwrap_or_else(|| {

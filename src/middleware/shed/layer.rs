@@ -31,6 +31,12 @@ pub struct ShedLayer<T = AllEqual, P = Plain> {
     state: Arc<OnceLock<Arc<State>>>,
 }
 
+/// The form for HTTP services: [`ShedLayer::http`].
+pub type HttpShedLayer = ShedLayer<HttpTriage, Http>;
+
+/// The form for gRPC services: [`ShedLayer::grpc`].
+pub type GrpcShedLayer = ShedLayer<HttpTriage, Http<ByGrpcStatus, AsGrpc>>;
+
 /// What the state is made of.
 #[derive(Debug, Clone)]
 struct Options {
@@ -105,14 +111,14 @@ impl ShedLayer {
 impl<T> ShedLayer<T> {
     /// The form for HTTP services: requests say how urgent they are, slots are held to the end of the bodies, refusals
     /// are responses. `/healthz`, `/livez` and `/readyz` pass by: who sheds probes is restarted for being busy.
-    pub fn http(self) -> ShedLayer<HttpTriage, Http> {
+    pub fn http(self) -> HttpShedLayer {
         let layer = self.with(HttpTriage::default(), Http::default());
         layer.bypass(["/healthz", "/livez", "/readyz"])
     }
 
     /// The form for gRPC services: as [`http`](Self::http), judged by `grpc-status` and refused with one. The health
     /// service passes by.
-    pub fn grpc(self) -> ShedLayer<HttpTriage, Http<ByGrpcStatus, AsGrpc>> {
+    pub fn grpc(self) -> GrpcShedLayer {
         let protocol = Http {
             classify: ByGrpcStatus::default(),
             reject: Reject::grpc(),

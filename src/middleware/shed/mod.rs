@@ -156,7 +156,7 @@ pub use classify::{ByError, ByGrpcStatus, ByStatus, Classify, ClassifyResponse, 
 pub use future::ResponseFuture;
 pub use handle::{ShedHandle, ShedSnapshot};
 pub use http::{Hold, Http, ResponseBody, Slot};
-pub use layer::ShedLayer;
+pub use layer::{GrpcShedLayer, HttpShedLayer, ShedLayer};
 pub use protocol::{Plain, Protocol};
 pub use queue::Queue;
 pub use refusal::Refusal;

@@ -164,7 +164,10 @@ impl Model {
                 true => places.rposition(|(_, priority)| *priority == best),
                 false => places.position(|(_, priority)| *priority == best),
             };
-            let (ticket, _) = self.waiting.remove(found.unwrap()).unwrap();
+            let (ticket, _) = self
+                .waiting
+                .remove(found.expect("best is one of them"))
+                .expect("it was found");
             self.granted.push(ticket);
         }
     }
@@ -177,7 +180,10 @@ impl Model {
                 Some(lowest) if lowest < priority || (self.lifo && lowest == priority) => {
                     let mut places = self.waiting.iter();
                     let oldest = places.position(|(_, priority)| *priority == lowest);
-                    let (victim, _) = self.waiting.remove(oldest.unwrap()).unwrap();
+                    let (victim, _) = self
+                        .waiting
+                        .remove(oldest.expect("lowest is one of them"))
+                        .expect("it was found");
                     self.refused.push(victim);
                 }
                 _ => return false,
