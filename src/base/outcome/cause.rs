@@ -4,7 +4,7 @@ use std::any::Any;
 use std::error::Error;
 
 use super::code::Code;
-use crate::base::error::{BoxError, Reason, Rejection, chain};
+use crate::base::error::{BoxError, Rejection, chain};
 
 use Code::*;
 
@@ -39,18 +39,9 @@ fn as_error<E: 'static>(error: &E) -> Option<&(dyn Error + 'static)> {
     found
 }
 
-/// What gRPC calls a refusal.
-pub(super) fn of_reason(reason: Reason) -> Code {
-    match reason {
-        Reason::Deadline => DeadlineExceeded,
-        Reason::Quota => ResourceExhausted,
-        _ => Unavailable,
-    }
-}
-
 fn from_cause(cause: &(dyn Error + 'static)) -> Option<Code> {
     if let Some(rejection) = cause.downcast_ref::<Rejection>() {
-        return Some(of_reason(rejection.reason()));
+        return Some(Code::of_reason(rejection.reason()));
     }
     if cause.is::<tokio::time::error::Elapsed>() || cause.is::<tower::timeout::error::Elapsed>() {
         return Some(DeadlineExceeded);

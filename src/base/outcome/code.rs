@@ -156,9 +156,14 @@ impl Code {
         }
     }
 
-    /// What a refusal by a layer of this crate is called.
-    pub(crate) fn of_reason(reason: Reason) -> Self {
-        cause::of_reason(reason)
+    /// What gRPC calls a refusal by a layer of this crate: DEADLINE_EXCEEDED for a deadline, RESOURCE_EXHAUSTED for a
+    /// quota, UNAVAILABLE for all else.
+    pub fn of_reason(reason: Reason) -> Self {
+        match reason {
+            Reason::Deadline => DeadlineExceeded,
+            Reason::Quota => ResourceExhausted,
+            _ => Unavailable,
+        }
     }
 
     /// What a failed future or body means: the first cause in the error's chain that says it.

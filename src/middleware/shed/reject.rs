@@ -107,7 +107,7 @@ impl<E> Refuse<E> for AsGrpc {
 
     fn refuse(&self, refusal: &Refusal) -> Result<Response<()>, E> {
         let mut response = Response::new(());
-        let code = Code::from_error(&refusal.rejection());
+        let code = Code::of_reason(refusal.reason);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(GRPC_STATUS, HeaderValue::from(code.index() as u64));
