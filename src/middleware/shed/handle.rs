@@ -118,6 +118,11 @@ impl ShedHandle {
         }
     }
 
+    /// How many requests hold a slot: one load, for whoever asks often.
+    pub fn in_flight(&self) -> usize {
+        self.0.gate.occupancy().in_flight
+    }
+
     /// Sets the limit by hand, at once, or with `None` lets the algorithm have it back.
     ///
     /// While it is set by hand the algorithm sees no traffic: it would draw the wrong conclusions.

@@ -271,38 +271,71 @@ fn a_hundred_thousand_random_schedules_of_cancellation_lose_no_slot_and_no_waite
     }
 }
 
+/// Random calls, polls, ends and drops, of futures that wait, were granted, run or are done, and of bodies at any
+/// frame.
 fn schedule(seed: u64) {
+    use crate::support::{Steps, data, trailers};
+    use http::{Request, Response};
+    use http_body::Body;
+
     let mut random = Random(seed);
     let desk = Desk::default();
     let queue = [Queue::fifo(), Queue::lifo(), Queue::codel()][random.below(3)].clone();
     let limit = 1 + random.below(3);
     let layer = ShedLayer::fixed(limit).queue(queue.max(random.below(4)));
-    let layer = layer.triage_by(|level: &usize| Ask::new().priority(Priority::ALL[*level]));
+    let layer = layer.http();
     let handle = layer.handle();
-    let service = layer.layer(desk.clone());
+    let inner = desk.clone();
+    let service = layer.layer(tower::service_fn(move |_: Request<Steps>| {
+        let ended = inner.clone().call(());
+        async move {
+            ended.await?;
+            let steps = [data(b"a"), None, data(b"b"), trailers("0")];
+            Ok::<_, BoxError>(Response::new(Steps::new(steps)))
+        }
+    }));
     let mut calls = Vec::new();
-    for _ in 0..16 {
-        match random.below(4) {
-            0 => calls.push(task::spawn(service.clone().call(random.below(4)))),
+    let mut bodies: Vec<tower_flow::shed::ResponseBody<Steps>> = Vec::new();
+    for _ in 0..20 {
+        match random.below(6) {
+            0 => {
+                let mut req = Request::new(Steps::default().known());
+                req.extensions_mut().insert(Priority::ALL[random.below(4)]);
+                calls.push(task::spawn(service.clone().call(req)));
+            }
             1 if !calls.is_empty() => drop(calls.swap_remove(random.below(calls.len()))),
-            2 if desk.open() > 0 => desk.end(Ok(())),
+            2 if !bodies.is_empty() => drop(bodies.swap_remove(random.below(bodies.len()))),
+            3 if !bodies.is_empty() => {
+                let at = random.below(bodies.len());
+                let _ = Pin::new(&mut bodies[at]).poll_frame(&mut cx());
+            }
+            4 if desk.open() > 0 => desk.end(Ok(())),
             _ if !calls.is_empty() => {
                 let at = random.below(calls.len());
-                if calls[at].poll().is_ready() {
+                if let Poll::Ready(Ok(response)) = calls[at].poll() {
+                    bodies.push(response.into_body());
                     drop(calls.swap_remove(at));
                 }
             }
             _ => {}
         }
-        assert!(handle.snapshot().in_flight <= limit);
+        assert!(handle.in_flight() <= limit);
     }
-    // Whoever was woken is polled, and all work is done: nobody is left behind.
+    // All work is done, all bodies are read, and whoever was woken is polled: nobody is left behind.
     for _ in 0..64 {
         while desk.open() > 0 {
             desk.end(Ok(()));
         }
-        calls.retain_mut(|call| call.poll().is_pending());
+        bodies.clear();
+        calls.retain_mut(|call| match call.poll() {
+            Poll::Ready(Ok(response)) => {
+                bodies.push(response.into_body());
+                false
+            }
+            polled => polled.is_pending(),
+        });
     }
+    drop(bodies);
     assert!(calls.is_empty(), "a waiter was lost");
     let snapshot = handle.snapshot();
     assert_eq!((snapshot.in_flight, snapshot.waiting), (0, [0; 4]));
