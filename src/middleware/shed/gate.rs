@@ -186,16 +186,16 @@ impl Gate {
         self.lock().poll(ticket, waker)
     }
 
-    /// Gives a ticket up: its place, or the slot it was granted.
+    /// Gives a ticket up: its place, or the slot it was granted. Returns whether it had been refused.
     pub(super) fn give_up(
         &self,
         ticket: &Ticket,
         partition: u16,
         now: impl FnOnce() -> Instant,
         listener: &impl Listener,
-    ) {
+    ) -> bool {
         let mut queue = self.lock();
-        let (held, waker) = queue.give_up(ticket);
+        let (held, refused, waker) = queue.give_up(ticket);
         if queue.waiting() == 0 {
             self.word.0.fetch_and(!WAITING, Relaxed);
         }
@@ -204,10 +204,13 @@ impl Gate {
         if held && self.release(partition) {
             self.settle(now(), listener);
         }
+        refused
     }
 
-    /// Changes the limit. It holds at once; a greater one wakes as many as it frees slots for.
-    pub(super) fn set_limit(&self, limit: usize, now: Instant, listener: &impl Listener) {
+    /// Changes the limit, which holds at once. Returns whether somebody waits, for whom the queue is then to be
+    /// [`settle`](Self::settle)d.
+    #[must_use]
+    pub(super) fn store_limit(&self, limit: usize) -> bool {
         let limit = packed(limit);
         let kept = WAITING | u64::from(u32::MAX);
         let mut word = self.word.0.load(Relaxed);
@@ -218,7 +221,13 @@ impl Gate {
         {
             word = seen;
         }
-        if Word(word).waiting() {
+        Word(word).waiting()
+    }
+
+    /// Changes the limit; a greater one wakes as many as it frees slots for.
+    #[cfg(test)]
+    pub(super) fn set_limit(&self, limit: usize, now: Instant, listener: &impl Listener) {
+        if self.store_limit(limit) {
             self.settle(now, listener);
         }
     }

@@ -3,6 +3,7 @@ use super::queue::Ticket;
 use super::sampler::at;
 use super::state::State;
 use crate::base::clock::{self, Instant};
+use crate::base::priority::Priority;
 use crate::base::stats::Lease;
 
 /// A request that was let in. Dropped, it was cancelled.
@@ -29,8 +30,9 @@ pub(super) const BOUNDLESS: u64 = u64::MAX;
 pub(super) enum Holds {
     Slot,
     Stream,
-    /// In a dry run: its ticket's place, or the slot that was granted to it.
-    Ghost,
+    /// In a dry run: its ticket's place, or the slot that was granted to it. Whether it would have been let in is
+    /// known at its end.
+    Ghost(Priority),
     /// It was let through without a slot.
     Nothing,
     Over,
@@ -81,44 +83,51 @@ impl Permit {
         now: impl FnOnce() -> Instant,
     ) {
         let holds = std::mem::replace(&mut self.holds, Holds::Over);
-        let state = &*self.state;
-        // Those who pass by say nothing about the load of others; neither do those a dry run would have refused.
-        if matches!(holds, Holds::Slot | Holds::Ghost) {
-            let cells = state.sampler.cells.local();
-            let mut verdict = verdict;
-            if self.start != UNTIMED || self.deadline != BOUNDLESS {
-                let now = now();
-                let end = state.sampler.at(now);
-                if verdict == Verdict::Success && end >= self.deadline {
-                    verdict = Verdict::Overload;
-                }
-                if self.start != UNTIMED {
-                    if verdict == Verdict::Success {
-                        let head = head.map_or(end, |head| state.sampler.at(head));
-                        let trip = head.saturating_sub(self.start);
-                        state.sampler.timed(&cells, trip, end.saturating_sub(head));
-                    }
-                    cells.add(at::ENDED + verdict as usize, 1);
-                    state.tick(now, end);
-                } else {
-                    cells.add(at::ENDED + verdict as usize, 1);
-                }
-            } else {
-                cells.add(at::ENDED + verdict as usize, 1);
-            }
-        }
         match holds {
             Holds::Slot => {
+                self.note(verdict, head, now);
+                let state = &*self.state;
                 if state.gate.release(self.partition) {
                     state.gate.settle(clock::now(), state);
                 }
             }
-            Holds::Stream => _ = state.streams.release(0),
-            Holds::Ghost => {
+            Holds::Stream => _ = self.state.streams.release(0),
+            Holds::Ghost(priority) => {
+                let state = &*self.state;
                 let gate = &state.gate;
-                gate.give_up(&self.ticket, self.partition, clock::now, state);
+                let refused = gate.give_up(&self.ticket, self.partition, clock::now, state);
+                if !refused {
+                    let cells = state.sampler.cells.local();
+                    cells.add(at::ADMITTED + priority as usize, 1);
+                    self.note(verdict, head, now);
+                }
             }
+            // Those who pass by say nothing about the load of others; neither do those a dry run would have refused.
             Holds::Nothing | Holds::Over => {}
+        }
+    }
+
+    /// Counts the end, and times it if it is timed.
+    #[inline]
+    fn note(&self, verdict: Verdict, head: Option<Instant>, now: impl FnOnce() -> Instant) {
+        let state = &*self.state;
+        let cells = state.sampler.cells.local();
+        if self.start == UNTIMED && self.deadline == BOUNDLESS {
+            cells.add(at::ENDED + verdict as usize, 1);
+            return;
+        }
+        let now = now();
+        let end = state.sampler.at(now);
+        let late = verdict == Verdict::Success && end >= self.deadline;
+        let verdict = if late { Verdict::Overload } else { verdict };
+        cells.add(at::ENDED + verdict as usize, 1);
+        if self.start != UNTIMED {
+            if verdict == Verdict::Success {
+                let head = head.map_or(end, |head| state.sampler.at(head));
+                let trip = head.saturating_sub(self.start);
+                state.sampler.timed(&cells, trip, end.saturating_sub(head));
+            }
+            state.tick(now, end);
         }
     }
 

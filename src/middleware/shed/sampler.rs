@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::classify::Verdict;
+use super::gate;
 use super::limit::{Facts, Limit, Step, Window};
 use super::queue::Tally;
 use crate::base::clock::{Instant, nanos};
@@ -115,7 +116,7 @@ pub(super) struct Seen {
 
 impl Sampler {
     pub(super) fn new(limit: Box<dyn Limit>, waits: usize, timed: bool, epoch: Instant) -> Self {
-        let start = limit.start().max(1);
+        let start = limit.start().clamp(1, gate::MOST);
         let first = limit.first_look();
         let cells = Striped::new(at::WAITED + 1 + waits);
         Self {
@@ -129,7 +130,7 @@ impl Sampler {
             p90: AtomicU64::new(0),
             frozen: AtomicBool::new(false),
             course: Mutex::new(Course {
-                base: vec![0; at::WOULD],
+                base: vec![0; at::WAITED],
                 opened: 0,
                 settles: None,
                 seen: Seen {
@@ -270,7 +271,7 @@ impl Sampler {
             course.seen.mean = window.mean;
             course.seen.p50 = window.p50;
         }
-        course.seen.limit = next.limit.max(1);
+        course.seen.limit = next.limit.clamp(1, gate::MOST);
         course.seen.facts = course.limit.facts();
         course.seen.pressing = window.offered as f64 / window.completions.max(1) as f64;
         course.seen.pressing = course.seen.pressing.max(1.0);
@@ -308,7 +309,8 @@ impl Sampler {
         }
         let sum = |from: usize, len: usize| now[from..from + len].iter().sum::<u64>();
         let ended = |verdict: Verdict| now[at::ENDED + verdict as usize];
-        let refused = sum(at::REFUSED, 4 * REASONS.len());
+        // What a dry run would have refused is refused as far as the algorithm is concerned.
+        let refused = sum(at::REFUSED, 5 * REASONS.len());
         let samples = now[at::SAMPLES];
         let mean = now[at::SUM] as f64 / samples.max(1) as f64;
         let squares = now[at::SQUARES] as f64 * SQUARE / samples.max(1) as f64;

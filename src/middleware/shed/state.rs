@@ -8,12 +8,12 @@
 //! - The limit in force is the one set by hand, else the algorithm's less what the signals take. Only then does the
 //!   algorithm see the traffic: it never learns from a limit it did not choose.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::ask::{Ask, Kind};
-use super::gate::{Gate, Listener};
+use super::gate::{self, Gate, Listener};
 use super::limit::Limit;
 use super::permit::{BOUNDLESS, Holds, Permit, UNTIMED};
 use super::queue::{Entry, Left, Queue, Refused, Tally, Ticket};
@@ -65,6 +65,8 @@ struct Live {
     pressure: AtomicU64,
     /// How long one waiting request takes to drain, in nanoseconds.
     drain: AtomicU64,
+    /// Held while the limit is put in force.
+    enforcing: Mutex<()>,
     /// Where the next cohort is drawn, for those who have none.
     draws: AtomicU32,
 }
@@ -94,7 +96,7 @@ impl State {
     ) -> Self {
         let waits = Bounds::client_golang();
         let timed = limit.samples() || !pressures.is_empty();
-        let start = limit.start().max(1);
+        let start = limit.start().clamp(1, gate::MOST);
         let mut parts: Vec<_> = partitions.iter().map(|(_, part)| *part).collect();
         if !parts.is_empty() {
             // The last is nobody's, and has no share.
@@ -111,6 +113,7 @@ impl State {
                 chosen: AtomicUsize::new(start),
                 pressure: AtomicU64::new(0),
                 drain: AtomicU64::new(nanos(Duration::from_millis(10))),
+                enforcing: Mutex::new(()),
                 draws: AtomicU32::new(0),
             },
             name,
@@ -204,14 +207,13 @@ impl State {
         };
         let refused = match state.gate.enqueue(now, entry, state) {
             Ok(ticket) if state.is_dry() => {
-                cells.add(at::ADMITTED + ask.priority as usize, 1);
                 return Admission::Go(Permit {
                     state: lease.clone(),
                     start: state.start(now),
                     deadline: state.bound(deadline),
                     ticket,
                     partition,
-                    holds: Holds::Ghost,
+                    holds: Holds::Ghost(ask.priority),
                     bodiless: ask.bodiless,
                 });
             }
@@ -269,8 +271,6 @@ impl State {
         };
         state.count(refused);
         if state.is_dry() {
-            let cells = state.sampler.cells.local();
-            cells.add(at::ADMITTED + ask.priority as usize, 1);
             let permit = Permit::aside(lease.clone(), Holds::Nothing, ask.bodiless);
             return Admission::Go(permit);
         }
@@ -415,15 +415,22 @@ impl State {
         self.enforce(now);
     }
 
-    /// Puts the limit in force that is to be.
+    /// Puts the limit in force that is to be. Whoever changes what it depends on does so before, and so the last to
+    /// come sees all of it.
     fn enforce(&self, now: Instant) {
-        let limit = self.manual().unwrap_or_else(|| {
-            let chosen = self.chosen();
-            let cut = (chosen as f64 * (1.0 - self.pressure() * self.max_cut)).round() as usize;
-            cut.max(self.min_limit).min(chosen)
-        });
-        if limit != self.gate.occupancy().limit {
-            self.gate.set_limit(limit, now, self);
+        let settles = {
+            let _one_at_a_time = self.live.enforcing.lock();
+            let limit = self.manual().unwrap_or_else(|| {
+                let chosen = self.chosen();
+                let kept = 1.0 - self.pressure() * self.max_cut;
+                let cut = (chosen as f64 * kept).round() as usize;
+                cut.max(self.min_limit).min(chosen)
+            });
+            limit != self.gate.occupancy().limit && self.gate.store_limit(limit)
+        };
+        // Wakes, which may run anything.
+        if settles {
+            self.gate.settle(now, self);
         }
     }
 }

@@ -35,7 +35,7 @@ impl Waiting {
         self.ticket = None;
         Poll::Ready(match settled {
             Ok(()) => Ok(self.permit()),
-            Err(refused) => Err(self.refusal(refused)),
+            Err(refused) => self.refuse(refused),
         })
     }
 
@@ -57,6 +57,15 @@ impl Waiting {
             priority: self.entry.priority,
         };
         self.state.count(refused);
+        self.refuse(refused)
+    }
+
+    /// Refuses; or lets it through, when a dry run has begun while it waited.
+    fn refuse(&self, refused: Refused) -> Result<Permit, Refusal> {
+        if self.state.is_dry() {
+            let state = self.state.clone();
+            return Ok(Permit::aside(state, Holds::Nothing, self.bodiless));
+        }
         Err(self.refusal(refused))
     }
 

@@ -698,3 +698,66 @@ fn an_option_after_the_handle_is_refused() {
     let _handle = layer.handle();
     let _ = layer.dry_run(true);
 }
+
+#[tokio::test(start_paused = true)]
+async fn absurd_durations_and_limits_are_taken_in_their_stride() {
+    let queue = Queue::codel()
+        .timeout(Duration::MAX)
+        .patience(Duration::MAX)
+        .interval(Duration::MAX)
+        .max(usize::MAX);
+    let layer = ShedLayer::fixed(usize::MAX).queue(queue);
+    let layer = layer.triage_by(|timeout: &Duration| Ask::new().timeout(*timeout));
+    let handle = layer.handle();
+    let service = layer.layer(Desk::default());
+    let desk = service.get_ref().clone();
+    handle.set_limit(1);
+    let mut first = task::spawn(service.clone().call(Duration::MAX));
+    assert_pending!(first.poll());
+    let mut second = task::spawn(service.clone().call(secs(1 << 40)));
+    assert_pending!(second.poll());
+    desk.end(Ok(()));
+    assert_ready_ok!(first.poll());
+    assert_pending!(second.poll());
+    desk.end(Ok(()));
+    assert_ready_ok!(second.poll());
+    handle.set_limit(usize::MAX);
+    handle.set_limit(None);
+    assert_eq!(handle.in_flight(), 0);
+}
+
+#[test]
+fn without_a_runtime_whoever_must_wait_panics_and_loses_nothing() {
+    let layer = ShedLayer::fixed(1);
+    let handle = layer.handle();
+    let service = layer.layer(Desk::default());
+    let desk = service.get_ref().clone();
+    let mut first = task::spawn(service.clone().call(()));
+    assert_pending!(first.poll());
+    let mut second = task::spawn(service.clone().call(()));
+    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| second.poll()));
+    assert!(polled.is_err(), "tokio's timer says what it needs");
+    drop(second);
+    desk.end(Ok(()));
+    assert_ready_ok!(first.poll());
+    let snapshot = handle.snapshot();
+    assert_eq!((snapshot.in_flight, snapshot.waiting), (0, [0; 4]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_that_begins_lets_those_who_wait_through() {
+    let layer = ShedLayer::fixed(1).queue(Queue::fifo().timeout(ms(50)));
+    let handle = layer.handle();
+    let service = layer.layer(Desk::default());
+    let mut first = task::spawn(service.clone().call(()));
+    assert_pending!(first.poll());
+    let mut second = task::spawn(service.clone().call(()));
+    assert_pending!(second.poll());
+    handle.dry_run(true);
+    tokio::time::sleep(ms(60)).await;
+    assert_pending!(second.poll());
+    let snapshot = handle.snapshot();
+    assert_eq!(snapshot.would_refuse, [(Reason::QueueTimeout, 1)]);
+    drop((first, second));
+    assert_eq!(handle.in_flight(), 0);
+}

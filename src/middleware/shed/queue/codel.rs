@@ -65,7 +65,8 @@ impl Codel {
     }
 
     pub(super) fn tune(&mut self, floor: Option<Duration>) {
-        self.floor = floor.unwrap_or(UNKNOWN);
+        // An algorithm may say anything; a minute is longer than anybody waits for one request.
+        self.floor = floor.unwrap_or(UNKNOWN).min(Duration::from_secs(60));
     }
 
     /// Notes the delay of the one who waits longest; zero when nobody does. `tally` is asked once an interval.

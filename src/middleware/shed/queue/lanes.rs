@@ -287,19 +287,20 @@ impl Lanes {
         Poll::Ready(settled)
     }
 
-    /// Gives a ticket up. Returns whether it held a slot, which is now to be released, and its waker, to be dropped
-    /// after the lock is gone.
+    /// Gives a ticket up. Returns whether it held a slot, which is now to be released, whether it had been refused, and
+    /// its waker, to be dropped after the lock is gone.
     pub(in crate::middleware::shed) fn give_up(
         &mut self,
         ticket: &Ticket,
-    ) -> (bool, Option<Waker>) {
+    ) -> (bool, bool, Option<Waker>) {
         let node = &mut self.nodes[ticket.0 as usize];
         let (state, waker) = (node.state, node.waker.take());
         if state == State::Waiting {
             self.unlink(ticket.0);
         }
         self.release(ticket.0);
-        (state == State::Granted, waker)
+        let refused = matches!(state, State::Refused(_));
+        (state == State::Granted, refused, waker)
     }
 
     /// Who is turned out of a full queue for `entry`: of the lowest rank, and lower than its own, the oldest. In an

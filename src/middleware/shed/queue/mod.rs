@@ -8,6 +8,9 @@ use std::time::Duration;
 pub(super) use codel::Tally;
 pub(super) use lanes::{Entry, Lanes, Left, Refused, Ticket};
 
+/// No wait is longer than a year.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
+
 /// The place to wait in front of a limit.
 ///
 /// Higher priorities go first, whatever the order; a full queue turns out the lowest priority.
@@ -90,7 +93,8 @@ impl Queue {
         self
     }
 
-    /// A second (default) is the longest anybody waits; a request's own deadline may end its wait sooner.
+    /// A second (default) is the longest anybody waits, or `timeout`, at most a year; a request's own deadline may end
+    /// its wait sooner.
     ///
     /// # Panics
     ///
@@ -101,7 +105,8 @@ impl Queue {
             !timeout.is_zero(),
             "a queue timeout of {timeout:?} lets nobody wait; use Queue::none()"
         );
-        self.timeout = timeout;
+        // Further away than anybody waits, and near enough to be added to any moment.
+        self.timeout = timeout.min(LONGEST);
         self
     }
 
@@ -109,7 +114,7 @@ impl Queue {
     /// once a [`codel`](Self::codel) queue stands.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = Some(patience);
+        self.patience = Some(patience.min(LONGEST));
         self
     }
 
@@ -117,7 +122,7 @@ impl Queue {
     /// before a [`codel`](Self::codel) queue counts as standing.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
-        self.interval = Some(interval);
+        self.interval = Some(interval.min(LONGEST));
         self
     }
 
