@@ -4,7 +4,6 @@ use std::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::permit::Permit;
 use super::protocol::{Held, Protocol};
 use super::state::Admission;
 use super::waiting::Waiting;
@@ -30,7 +29,7 @@ pin_project! {
     #[project = StageProject]
     enum Stage<S, Req, F, R> {
         /// It waits for a slot.
-        Queued { waiting: Waiting, parked: Option<(S, Req)>, #[pin] sleep: Option<tokio::time::Sleep> },
+        Queued { waiting: Waiting, parked: Option<(S, Req)> },
         /// It has a slot and waits until the inner service is ready.
         Admitted { parked: Option<(S, Req)> },
         Running { #[pin] inner: F },
@@ -60,7 +59,6 @@ where
                 let stage = Stage::Queued {
                     waiting,
                     parked: Some((inner(), req)),
-                    sleep: None,
                 };
                 (None, stage)
             }
@@ -89,12 +87,8 @@ where
         let mut this = self.project();
         loop {
             let next = match this.stage.as_mut().project() {
-                StageProject::Queued {
-                    waiting,
-                    parked,
-                    sleep,
-                } => {
-                    let settled = ready!(wait(waiting, sleep, cx));
+                StageProject::Queued { waiting, parked } => {
+                    let settled = ready!(waiting.poll(cx.waker()));
                     let (inner, req) = parked.take().expect("a request is parked while it waits");
                     match settled {
                         Ok(permit) => {
@@ -141,24 +135,6 @@ where
             };
             this.stage.set(next);
         }
-    }
-}
-
-/// Waits until the ticket is settled or its time is up. The timer is set only when there is somebody to wait for.
-fn wait(
-    waiting: &mut Waiting,
-    mut sleep: Pin<&mut Option<tokio::time::Sleep>>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<Permit, super::Refusal>> {
-    if let Poll::Ready(settled) = waiting.poll(cx.waker()) {
-        return Poll::Ready(settled);
-    }
-    if sleep.is_none() {
-        sleep.set(Some(tokio::time::sleep_until(waiting.until)));
-    }
-    match sleep.as_pin_mut() {
-        Some(sleep) => sleep.poll(cx).map(|()| waiting.expire()),
-        None => Poll::Pending,
     }
 }
 

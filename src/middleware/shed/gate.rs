@@ -266,6 +266,23 @@ impl Gate {
         }
     }
 
+    /// Refuses everybody whose time is up. Returns whether anybody still waits.
+    pub(super) fn expire(&self, now: Instant, listener: &impl Listener) -> bool {
+        let (expired, waits) = {
+            let mut queue = self.lock();
+            let expired = queue.expire(now);
+            let waits = queue.waiting() > 0;
+            if !waits {
+                self.word.0.fetch_and(!WAITING, Relaxed);
+            }
+            (expired, waits)
+        };
+        for left in expired {
+            wake(left, listener);
+        }
+        waits
+    }
+
     /// Reads or changes the queue.
     pub(super) fn with_queue<T>(&self, with: impl FnOnce(&mut Lanes) -> T) -> T {
         with(&mut self.lock())

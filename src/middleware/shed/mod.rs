@@ -85,9 +85,11 @@
 //! Hooks that panic are counted and say nothing; a limit algorithm that panics leaves the limit where it is. Signals that
 //! stop, panic or say nonsense press nobody.
 //!
-//! # Panics
+//! # Tasks
 //!
-//! A request that has to wait needs a tokio runtime with time enabled, for the end of its wait.
+//! **While requests wait, and for a second after, one task for each layer looks after the end of their waits.** It is
+//! spawned on the tokio runtime of the first that waits, which must have time enabled. Without a runtime nobody's time
+//! is up by itself; those who waited too long are refused when a slot comes free.
 //!
 //! # Metrics
 //!
@@ -115,7 +117,8 @@
 //! Let in: no allocation and no lock; one compare-and-swap and one decrement on the gate's line, two or three additions
 //! in cells of the calling thread. An adaptive limit reads the clock twice for the requests it times: all of them up to
 //! 20,000 a second, one in so many beyond. A request with a deadline reads it too. Refused: the queue's lock, two clock
-//! readings at most, and what the answer takes. Waiting: the lock three times and a timer. `benches/README.md` has the
+//! readings at most, and what the answer takes. Waiting: the lock three times and two clock readings; the
+//! timer is shared. `benches/README.md` has the
 //! figures.
 //!
 //! # Where in the stack
@@ -132,6 +135,7 @@
 
 mod ask;
 mod classify;
+mod expiry;
 mod future;
 mod gate;
 mod handle;

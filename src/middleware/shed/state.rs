@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::ask::{Ask, Kind};
+use super::expiry::Expiry;
 use super::gate::{self, Gate, Listener};
 use super::limit::Limit;
 use super::permit::{BOUNDLESS, Holds, Permit, UNTIMED};
@@ -39,6 +40,7 @@ pub(super) struct State {
     pub(super) sampler: Sampler,
     pub(super) gate: Gate,
     pub(super) streams: Gate,
+    pub(super) expiry: Expiry,
     pub(super) queue: Queue,
     pub(super) waits: Bounds,
     pub(super) partitions: Box<[(Arc<str>, f64)]>,
@@ -106,6 +108,7 @@ impl State {
             sampler: Sampler::new(limit, waits.buckets(), timed, clock::now()),
             gate: Gate::new(start, &queue, &parts),
             streams: Gate::new(streams, &Queue::none(), &[]),
+            expiry: Expiry::default(),
             live: Live {
                 threshold: AtomicU32::new(0),
                 dry: AtomicBool::new(dry),
@@ -200,10 +203,12 @@ impl State {
             .sampler
             .admitted(&cells, u32::try_from(limit).unwrap_or(u32::MAX));
         let now = clock::now();
+        let latest = now + state.queue.timeout;
         let entry = Entry {
             priority: ask.priority,
             partition,
             deadline,
+            until: deadline.map_or(latest, |deadline| latest.min(deadline.moment())),
         };
         let refused = match state.gate.enqueue(now, entry, state) {
             Ok(ticket) if state.is_dry() => {
@@ -218,16 +223,12 @@ impl State {
                 });
             }
             Ok(ticket) => {
-                let mut until = now + state.queue.timeout;
-                if let Some(deadline) = deadline {
-                    until = until.min(deadline.moment());
-                }
+                Expiry::watch(lease.shared());
                 return Admission::Wait(Waiting {
                     state: lease.clone(),
                     ticket: Some(ticket),
                     entry,
                     bodiless: ask.bodiless,
-                    until,
                 });
             }
             Err(refused) => refused,

@@ -5,7 +5,7 @@ use super::queue::{Entry, Refused, Ticket};
 use super::refusal::Refusal;
 use super::sampler::at;
 use super::state::State;
-use crate::base::clock::{self, Instant};
+use crate::base::clock;
 use crate::base::error::Reason;
 use crate::base::stats::Lease;
 
@@ -16,8 +16,6 @@ pub(super) struct Waiting {
     pub(super) ticket: Option<Ticket>,
     pub(super) entry: Entry,
     pub(super) bodiless: bool,
-    /// It waits no longer than this.
-    pub(super) until: Instant,
 }
 
 // ===== impl Waiting =====
@@ -37,27 +35,6 @@ impl Waiting {
             Ok(()) => Ok(self.permit()),
             Err(refused) => self.refuse(refused),
         })
-    }
-
-    /// Its time is up.
-    #[cold]
-    pub(super) fn expire(&mut self) -> Result<Permit, Refusal> {
-        if let Poll::Ready(settled) = self.poll(Waker::noop()) {
-            return settled;
-        }
-        let now = clock::now();
-        let deadline = self.entry.deadline;
-        let reason = match deadline.is_some_and(|deadline| deadline.passed(now)) {
-            true => Reason::Deadline,
-            false => Reason::QueueTimeout,
-        };
-        self.give_up();
-        let refused = Refused {
-            reason,
-            priority: self.entry.priority,
-        };
-        self.state.count(refused);
-        self.refuse(refused)
     }
 
     /// Refuses; or lets it through, when a dry run has begun while it waited.

@@ -24,6 +24,7 @@ fn entry() -> Entry {
         priority: Priority::Default,
         partition: 0,
         deadline: None,
+        until: clock::now() + std::time::Duration::from_secs(3_600),
     }
 }
 

@@ -16,6 +16,7 @@ fn entry(priority: Priority) -> Entry {
         priority,
         partition: 0,
         deadline: None,
+        until: clock::now() + std::time::Duration::from_secs(3_600),
     }
 }
 
@@ -107,6 +108,7 @@ fn a_partition_below_its_share_goes_first() {
         priority,
         partition,
         deadline: None,
+        until: clock::now() + std::time::Duration::from_secs(3_600),
     };
     let loud = gate.enqueue(now, of(1, Priority::Critical), &()).unwrap();
     let quiet = gate.enqueue(now, of(0, Priority::BestEffort), &()).unwrap();

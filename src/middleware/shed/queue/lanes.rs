@@ -33,6 +33,8 @@ pub(in crate::middleware::shed) struct Entry {
     pub(in crate::middleware::shed) priority: Priority,
     pub(in crate::middleware::shed) partition: u16,
     pub(in crate::middleware::shed) deadline: Option<Deadline>,
+    /// It waits no longer than this.
+    pub(in crate::middleware::shed) until: Instant,
 }
 
 /// Somebody was refused, now or after a wait.
@@ -220,6 +222,31 @@ impl Lanes {
         let mut oldest = lanes.filter(|lane| lane.len > 0).map(|lane| lane.oldest);
         let overdue = oldest.find(|node| self.codel.sheds(self.waited(*node, now)))?;
         Some(self.refuse(overdue, now, Reason::QueueTimeout))
+    }
+
+    /// Refuses everybody whose time is up.
+    pub(in crate::middleware::shed) fn expire(&mut self, now: Instant) -> Vec<Left> {
+        let overdue = |node: &&Node| node.state == State::Waiting && node.entry.until <= now;
+        let nodes = self.nodes.iter().enumerate();
+        let overdue: Vec<_> = nodes
+            .filter(|(_, node)| overdue(node))
+            .map(|(index, node)| {
+                let deadline = node.entry.deadline;
+                let late = deadline.is_some_and(|deadline| deadline.passed(now));
+                (
+                    index as u32,
+                    if late {
+                        Reason::Deadline
+                    } else {
+                        Reason::QueueTimeout
+                    },
+                )
+            })
+            .collect();
+        let overdue = overdue.into_iter();
+        overdue
+            .map(|(index, reason)| self.refuse(index, now, reason))
+            .collect()
     }
 
     /// Grants the next one a slot; or refuses it, when it could not finish in time.
