@@ -15,7 +15,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use support::plain::{Bare, Rows};
+use support::plain::{Bare, Hand, Rows};
 use support::{Answer, Counting, Echo, Question, Variant, measure, rounds};
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
@@ -148,76 +148,7 @@ fn shed() {
         .layer(tower::load_shed::LoadShedLayer::new())
         .layer(tower::limit::GlobalConcurrencyLimitLayer::new(1 << 20));
     rows.add("tower LoadShed + ConcurrencyLimit", tower.service(Bare));
-    rows.print(rounds(), 50_000, support::allocations);
-}
-
-/// In flight counted by hand in one shared atomic, with so many clock readings.
-#[derive(Clone)]
-struct Hand {
-    count: std::sync::Arc<AtomicU64>,
-    clocks: usize,
-}
-
-impl Hand {
-    fn new(clocks: usize) -> Self {
-        Self {
-            count: std::sync::Arc::default(),
-            clocks,
-        }
-    }
-}
-
-struct Held(std::sync::Arc<AtomicU64>, usize);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.1 > 0 {
-            black_box(Instant::now());
-        }
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Service<u64> for Hand {
-    type Response = u64;
-    type Error = std::convert::Infallible;
-    type Future = HandFuture;
-
-    fn poll_ready(
-        &mut self,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Self::Error>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, req: u64) -> HandFuture {
-        if self.clocks > 0 {
-            black_box(Instant::now());
-        }
-        let admitted = self.count.fetch_update(Relaxed, Relaxed, |count| {
-            (count < 1 << 20).then_some(count + 1)
-        });
-        assert!(admitted.is_ok(), "never full here");
-        HandFuture(Bare.call(req), Some(Held(self.count.clone(), self.clocks)))
-    }
-}
-
-struct HandFuture(
-    std::future::Ready<Result<u64, std::convert::Infallible>>,
-    Option<Held>,
-);
-
-impl Future for HandFuture {
-    type Output = Result<u64, std::convert::Infallible>;
-
-    fn poll(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Self::Output> {
-        let polled = std::pin::Pin::new(&mut self.0).poll(cx);
-        self.1 = None;
-        polled
-    }
+    rows.print(10 * rounds(), 5_000, support::allocations);
 }
 
 struct Leased(#[allow(dead_code)] u64);

@@ -1,4 +1,4 @@
-//! Table 2: what a layer costs a tonic server, end to end.
+//! Table 3: what a layer costs a tonic server, end to end.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -1,12 +1,15 @@
 //! tower-flow's layers beside the published peers, as one Markdown document.
 //!
-//! `cargo run --release --manifest-path benches/peers/Cargo.toml`
+//! `cargo run --release --manifest-path benches/peers/Cargo.toml`, with `-- shed` for admission alone. For callgrind,
+//! `-- path NAME CALLS` walks one path of shed so many times and measures nothing.
 
 mod cpu;
 mod e2e;
 mod echo;
 mod floor;
 mod layers;
+mod paths;
+mod shed;
 #[path = "../../support/mod.rs"]
 mod support;
 
@@ -14,8 +17,18 @@ mod support;
 static ALLOCATOR: support::Counting = support::Counting;
 
 fn main() {
-    println!("# tower-flow and its peers\n");
-    layers::print();
-    println!();
-    e2e::print();
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["path", name, calls] => paths::walk(name, calls.parse().expect("a number of calls")),
+        ["shed"] => shed::print(),
+        _ => {
+            println!("# tower-flow and its peers\n");
+            layers::print();
+            println!();
+            shed::print();
+            println!();
+            e2e::print();
+        }
+    }
 }

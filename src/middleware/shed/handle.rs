@@ -42,6 +42,10 @@ pub struct ShedSnapshot {
     pub ended: [(Verdict, u64); 4],
     /// Streams that were let in.
     pub streams_admitted: u64,
+    /// Streams that were refused, or in a dry run would have been.
+    pub streams_refused: u64,
+    /// Requests that went away before they were let in or refused.
+    pub abandoned: u64,
     /// Requests that passed by.
     pub bypassed: u64,
     /// Hooks and algorithms that panicked.
@@ -100,6 +104,8 @@ impl ShedHandle {
                 .collect(),
             ended: Verdict::ALL.map(|verdict| (verdict, cells.sum(at::ENDED + verdict as usize))),
             streams_admitted: cells.sum(at::STREAMS),
+            streams_refused: cells.sum(at::STREAMS_REFUSED) + cells.sum(at::STREAMS_WOULD),
+            abandoned: cells.sum(at::ABANDONED),
             bypassed: cells.sum(at::BYPASSED),
             panics: cells.sum(at::PANICS) + seen.panics,
             partitions: partitions
@@ -204,6 +210,8 @@ impl Inspect for ShedHandle {
                 ),
             ),
             ("streams_admitted", snapshot.streams_admitted.into()),
+            ("streams_refused", snapshot.streams_refused.into()),
+            ("abandoned", snapshot.abandoned.into()),
             ("bypassed", snapshot.bypassed.into()),
             ("panics", snapshot.panics.into()),
             ("partitions", Value::list(partitions)),

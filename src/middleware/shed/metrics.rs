@@ -148,6 +148,21 @@ fn counters(name: &Labels, state: &State, snapshot: &ShedSnapshot, families: &mu
             snapshot.streams_admitted,
         ),
         (
+            "tower_flow_shed_streams_rejected",
+            "Streams refused",
+            cells.sum(at::STREAMS_REFUSED),
+        ),
+        (
+            "tower_flow_shed_streams_would_reject",
+            "Streams a dry run would have refused",
+            cells.sum(at::STREAMS_WOULD),
+        ),
+        (
+            "tower_flow_shed_abandoned",
+            "Requests that went away before they were let in or refused",
+            snapshot.abandoned,
+        ),
+        (
             "tower_flow_shed_bypassed",
             "Requests that passed by",
             snapshot.bypassed,
@@ -168,7 +183,7 @@ fn counters(name: &Labels, state: &State, snapshot: &ShedSnapshot, families: &mu
         .family(
             Kind::Histogram,
             "tower_flow_shed_queue_wait_seconds",
-            "How long those who waited did, whether they were let in or not",
+            "How long those who waited did until they were let in or refused",
         )
         .push(name.clone(), Histogram::new(&state.waits, waited, sum));
 }

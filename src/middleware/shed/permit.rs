@@ -12,7 +12,8 @@ use crate::base::stats::Lease;
 #[derive(Debug)]
 pub(super) struct Permit {
     pub(super) state: Lease<State>,
-    /// When it was let in, in the sampler's nanoseconds; [`UNTIMED`] if nobody asks.
+    /// When it was let in, in the sampler's nanoseconds, with [`UNSAMPLED`] if only its caller's patience is measured;
+    /// [`UNTIMED`] if nothing is.
     pub(super) start: u64,
     /// Its deadline, in the sampler's nanoseconds; [`BOUNDLESS`] if it has none.
     pub(super) deadline: u64,
@@ -23,6 +24,7 @@ pub(super) struct Permit {
 }
 
 pub(super) const UNTIMED: u64 = u64::MAX;
+pub(super) const UNSAMPLED: u64 = 1 << 63;
 pub(super) const BOUNDLESS: u64 = u64::MAX;
 
 /// What a permit gives back.
@@ -56,7 +58,7 @@ impl Permit {
 
     #[inline]
     pub(super) fn is_timed(&self) -> bool {
-        self.start != UNTIMED
+        self.start & UNSAMPLED == 0
     }
 
     /// Whether a response whose headers came at `head` and that went on until `now` is a stream: it took longer to
@@ -85,11 +87,9 @@ impl Permit {
         let holds = std::mem::replace(&mut self.holds, Holds::Over);
         match holds {
             Holds::Slot => {
+                // Whatever panics on the way, a hook or somebody who is woken, the slot comes free.
+                let _released = Released(self);
                 self.note(verdict, head, now);
-                let state = &*self.state;
-                if state.gate.release(self.partition) {
-                    state.gate.settle(clock::now(), state);
-                }
             }
             Holds::Stream => _ = self.state.streams.release(0),
             Holds::Ghost(priority) => {
@@ -121,7 +121,7 @@ impl Permit {
         let late = verdict == Verdict::Success && end >= self.deadline;
         let verdict = if late { Verdict::Overload } else { verdict };
         cells.add(at::ENDED + verdict as usize, 1);
-        if self.start != UNTIMED {
+        if self.is_timed() {
             if verdict == Verdict::Success {
                 let head = head.map_or(end, |head| state.sampler.at(head));
                 let trip = head.saturating_sub(self.start);
@@ -140,8 +140,9 @@ impl Permit {
         if self.start == UNTIMED {
             return Verdict::Cancelled;
         }
-        let passed = now.saturating_sub(self.start);
-        let granted = self.deadline.saturating_sub(self.start);
+        let start = self.start & !UNSAMPLED;
+        let passed = now.saturating_sub(start);
+        let granted = self.deadline.saturating_sub(start);
         let near = self.deadline != BOUNDLESS && passed >= granted / 5 * 4;
         let p90 = self.state.sampler.p90();
         match near || (p90 > 0 && passed > 2 * p90) {
@@ -158,6 +159,19 @@ impl Permit {
         let now = clock::now();
         let verdict = self.gone(self.state.sampler.at(now));
         self.end(verdict, None, || now);
+    }
+}
+
+/// Gives a slot back and passes it on.
+struct Released<'a>(&'a Permit);
+
+impl Drop for Released<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let state = &*self.0.state;
+        if state.gate.release(self.0.partition) {
+            state.gate.settle(clock::now(), state);
+        }
     }
 }
 

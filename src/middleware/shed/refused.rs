@@ -15,6 +15,9 @@ use super::http::ResponseBody;
 /// So much of a refused HTTP/1 request's body is read so that the connection can be used again.
 const MOST_DRAINED: usize = 64 * 1024;
 
+/// So much at least each frame counts for.
+const LEAST_FRAME: usize = 256;
+
 /// And for so long.
 const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -28,6 +31,7 @@ pin_project! {
         #[pin]
         patience: Option<tokio::time::Sleep>,
         left: usize,
+        close: bool,
     }
 }
 
@@ -36,12 +40,16 @@ impl<B: Body, ResBody: Body, C: ClassifyResponse, E> Refused<B, ResBody, C, E> {
     pub(super) fn new(req: Request<B>, answer: Result<Response<()>, E>) -> Self {
         let (parts, body) = req.into_parts();
         // On HTTP/1 whatever is left of the request stands between this answer and the next request.
-        let rest = parts.version < Version::HTTP_2 && !body.is_end_stream();
+        let open = parts.version < Version::HTTP_2 && !body.is_end_stream();
+        // Asking for a body whose sender waits for leave to send it would give that leave.
+        let held_back = open && parts.headers.contains_key(http::header::EXPECT);
+        let rest = open && !held_back;
         Self {
             answer: Some(answer.map(|response| response.map(|()| ResponseBody::refused()))),
             rest: rest.then_some(body),
             patience: None,
             left: MOST_DRAINED,
+            close: held_back,
         }
     }
 }
@@ -56,7 +64,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let mut close = false;
+        let mut close = *this.close;
         if let Some(mut rest) = this.rest.as_mut().as_pin_mut() {
             loop {
                 let frame = match rest.as_mut().poll_frame(cx) {
@@ -77,7 +85,8 @@ where
                         break;
                     }
                 };
-                let read = frame.data_ref().map_or(0, Buf::remaining);
+                // A frame of nothing is something too, or they could go on for ever.
+                let read = frame.data_ref().map_or(0, Buf::remaining).max(LEAST_FRAME);
                 *this.left = this.left.saturating_sub(read);
                 if *this.left == 0 && !rest.is_end_stream() {
                     close = true;

@@ -25,6 +25,9 @@ use crate::base::stats::{Stripe, Striped};
 /// How many timed requests a second are plenty; beyond that one in so many is timed.
 const PLENTY: f64 = 20_000.0;
 
+/// A limit that looks at nothing has one request in so many timed, and one, for those who ask what is going on.
+const SPARSE: u64 = 63;
+
 /// Where what is counted. What every request writes comes first, in one line.
 pub(super) mod at {
     /// By priority.
@@ -42,8 +45,12 @@ pub(super) mod at {
     pub(in super::super) const PANICS: usize = 15;
     /// Round trips, four buckets to the octave.
     pub(super) const BUCKETS: usize = 16;
+    pub(in super::super) const STREAMS_REFUSED: usize = BUCKETS + super::BUCKETS;
+    pub(in super::super) const STREAMS_WOULD: usize = STREAMS_REFUSED + 1;
+    /// Gone before they were let in or refused.
+    pub(in super::super) const ABANDONED: usize = STREAMS_WOULD + 1;
     /// By reason, then by priority.
-    pub(in super::super) const REFUSED: usize = BUCKETS + super::BUCKETS;
+    pub(in super::super) const REFUSED: usize = ABANDONED + 1;
     /// By reason.
     pub(in super::super) const WOULD: usize = REFUSED + 4 * super::REASONS.len();
     /// How long those who waited did: the sum, then the buckets.
@@ -66,8 +73,8 @@ pub(super) const REASONS: [Reason; 6] = [
 #[derive(Debug)]
 pub(super) struct Sampler {
     epoch: Instant,
-    /// Whether anybody looks.
-    timed: bool,
+    /// Nobody needs to time more than one request in so many, and one.
+    least_mask: u64,
     tuning: Tuning,
     pub(super) cells: Striped,
     /// What cancellations are compared with, in nanoseconds; zero while nothing is known.
@@ -115,16 +122,17 @@ pub(super) struct Seen {
 // ===== impl Sampler =====
 
 impl Sampler {
-    pub(super) fn new(limit: Box<dyn Limit>, waits: usize, timed: bool, epoch: Instant) -> Self {
+    pub(super) fn new(limit: Box<dyn Limit>, waits: usize, epoch: Instant) -> Self {
         let start = limit.start().clamp(1, gate::MOST);
         let first = limit.first_look();
+        let least_mask = if limit.samples() { 0 } else { SPARSE };
         let cells = Striped::new(at::WAITED + 1 + waits);
         Self {
             epoch,
-            timed,
+            least_mask,
             tuning: Tuning {
-                due: AtomicU64::new(if timed { nanos(first) } else { u64::MAX }),
-                mask: AtomicU64::new(0),
+                due: AtomicU64::new(nanos(first)),
+                mask: AtomicU64::new(least_mask),
                 window: AtomicU32::new(0),
             },
             p90: AtomicU64::new(0),
@@ -148,22 +156,14 @@ impl Sampler {
     /// Whether the request that is the `count`th of its thread is timed.
     #[inline]
     pub(super) fn times(&self, count: u64) -> bool {
-        self.timed && count & self.tuning.mask.load(Relaxed) == 0
-    }
-
-    /// Whether any request is.
-    #[inline]
-    pub(super) fn is_timed(&self) -> bool {
-        self.timed
+        count & self.tuning.mask.load(Relaxed) == 0
     }
 
     /// Notes an admission that found so many in flight, itself included.
     #[inline]
     pub(super) fn admitted(&self, cells: &Stripe<'_>, in_flight: u32) {
-        if self.timed {
-            let window = u64::from(self.tuning.window.load(Relaxed));
-            cells.raise(at::MOST, (window << 32) | u64::from(in_flight));
-        }
+        let window = u64::from(self.tuning.window.load(Relaxed));
+        cells.raise(at::MOST, (window << 32) | u64::from(in_flight));
     }
 
     /// Notes a round trip that ended well, and how long its body took after that, in nanoseconds.
@@ -247,13 +247,12 @@ impl Sampler {
             return None;
         }
         let window = self.window(course, at, limit);
-        let step = catch_unwind(AssertUnwindSafe(|| course.limit.look(&window)));
-        let next = match step {
-            Ok(Step::Wait(wait)) => {
-                self.wake_at(at, wait);
-                return None;
-            }
-            Ok(Step::Close(next)) => next,
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            let step = course.limit.look(&window);
+            (step, course.limit.facts())
+        }));
+        let (step, facts) = match looked {
+            Ok(looked) => looked,
             Err(_) => {
                 // The limit stays; what it thinks of a later window is another matter.
                 course.seen.panics += 1;
@@ -261,18 +260,24 @@ impl Sampler {
                 return None;
             }
         };
+        let next = match step {
+            Step::Wait(wait) => {
+                self.wake_at(at, wait);
+                return None;
+            }
+            Step::Close(next) => next,
+        };
         let per_second = window.throughput();
         let mask = (per_second / PLENTY).max(1.0) as u64;
-        self.tuning
-            .mask
-            .store(mask.next_power_of_two() - 1, Relaxed);
+        let mask = (mask.next_power_of_two() - 1).max(self.least_mask);
+        self.tuning.mask.store(mask, Relaxed);
         if window.samples > 0 {
             self.p90.store(nanos(window.p90), Relaxed);
             course.seen.mean = window.mean;
             course.seen.p50 = window.p50;
         }
         course.seen.limit = next.limit.clamp(1, gate::MOST);
-        course.seen.facts = course.limit.facts();
+        course.seen.facts = facts;
         course.seen.pressing = window.offered as f64 / window.completions.max(1) as f64;
         course.seen.pressing = course.seen.pressing.max(1.0);
         if next.settle.is_zero() {

@@ -16,7 +16,7 @@ use super::ask::{Ask, Kind};
 use super::expiry::Expiry;
 use super::gate::{self, Gate, Listener};
 use super::limit::Limit;
-use super::permit::{BOUNDLESS, Holds, Permit, UNTIMED};
+use super::permit::{BOUNDLESS, Holds, Permit, UNSAMPLED, UNTIMED};
 use super::queue::{Entry, Left, Queue, Refused, Tally, Ticket};
 use super::refusal::Refusal;
 use super::sampler::{Sampler, at, reason_index, refused_at};
@@ -97,7 +97,6 @@ impl State {
         dry: bool,
     ) -> Self {
         let waits = Bounds::client_golang();
-        let timed = limit.samples() || !pressures.is_empty();
         let start = limit.start().clamp(1, gate::MOST);
         let mut parts: Vec<_> = partitions.iter().map(|(_, part)| *part).collect();
         if !parts.is_empty() {
@@ -105,7 +104,7 @@ impl State {
             parts.push(0.0);
         }
         Self {
-            sampler: Sampler::new(limit, waits.buckets(), timed, clock::now()),
+            sampler: Sampler::new(limit, waits.buckets(), clock::now()),
             gate: Gate::new(start, &queue, &parts),
             streams: Gate::new(streams, &Queue::none(), &[]),
             expiry: Expiry::default(),
@@ -153,9 +152,7 @@ impl State {
             if deadline.is_some_and(|deadline| deadline.passed(now)) {
                 return Self::turn_away(lease, &ask, Reason::Deadline);
             }
-            if timed {
-                start = at;
-            }
+            start = if timed { at } else { at | UNSAMPLED };
         }
         let threshold = state.live.threshold.load(Relaxed);
         if threshold > 0 && state.rank(&ask) < threshold {
@@ -209,12 +206,14 @@ impl State {
             partition,
             deadline,
             until: deadline.map_or(latest, |deadline| latest.min(deadline.moment())),
+            ghost: state.is_dry(),
         };
         let refused = match state.gate.enqueue(now, entry, state) {
-            Ok(ticket) if state.is_dry() => {
+            Ok(ticket) if entry.ghost => {
+                Expiry::watch(lease.shared());
                 return Admission::Go(Permit {
                     state: lease.clone(),
-                    start: state.start(now),
+                    start: state.sampler.at(now),
                     deadline: state.bound(deadline),
                     ticket,
                     partition,
@@ -233,12 +232,7 @@ impl State {
             }
             Err(refused) => refused,
         };
-        let mut reason = refused.reason;
-        let shared = !state.partitions.is_empty();
-        if reason != Reason::Deadline && shared && !state.gate.under(partition) {
-            reason = Reason::Quota;
-        }
-        Self::turn_away(lease, ask, reason)
+        Self::turn_away(lease, ask, refused.reason)
     }
 
     /// Streams and those who pass by.
@@ -270,7 +264,18 @@ impl State {
             reason,
             priority: ask.priority,
         };
-        state.count(refused);
+        // While all of a kind are refused nobody else looks at what they are refused for.
+        state.tick_now();
+        if ask.kind == Kind::Stream {
+            let cells = state.sampler.cells.local();
+            let at = match state.is_dry() {
+                true => at::STREAMS_WOULD,
+                false => at::STREAMS_REFUSED,
+            };
+            cells.add(at, 1);
+        } else {
+            state.count(refused, state.is_dry());
+        }
         if state.is_dry() {
             let permit = Permit::aside(lease.clone(), Holds::Nothing, ask.bodiless);
             return Admission::Go(permit);
@@ -282,9 +287,10 @@ impl State {
         Admission::Refuse(state.refusal(refused, gate))
     }
 
-    pub(super) fn count(&self, refused: Refused) {
+    /// Counts a refusal, or what would have been one.
+    fn count(&self, refused: Refused, would: bool) {
         let cells = self.sampler.cells.local();
-        if self.is_dry() {
+        if would {
             cells.add(at::WOULD + reason_index(refused.reason), 1);
         } else {
             cells.add(refused_at(refused.reason, refused.priority), 1);
@@ -364,14 +370,6 @@ impl State {
         f64::from_bits(self.live.pressure.load(Relaxed))
     }
 
-    /// When a request that was let in now started, for those who ask.
-    pub(super) fn start(&self, now: Instant) -> u64 {
-        match self.sampler.is_timed() {
-            true => self.sampler.at(now),
-            false => UNTIMED,
-        }
-    }
-
     /// Looks at windows and signals whose time has come. `at` is `now` in the sampler's nanoseconds.
     #[inline]
     pub(super) fn tick(&self, now: Instant, at: u64) {
@@ -445,7 +443,7 @@ impl Listener for State {
         cells.add(at::WAITED, nanos(left.waited));
         cells.add(at::WAITED + 1 + self.waits.of(left.waited), 1);
         if let Some(refused) = left.refused {
-            self.count(refused);
+            self.count(refused, left.ghost || self.is_dry());
         }
     }
 

@@ -1,12 +1,11 @@
 use std::task::{Poll, Waker};
 
-use super::permit::{Holds, Permit, UNTIMED};
+use super::permit::{Holds, Permit, UNSAMPLED, UNTIMED};
 use super::queue::{Entry, Refused, Ticket};
 use super::refusal::Refusal;
 use super::sampler::at;
 use super::state::State;
 use crate::base::clock;
-use crate::base::error::Reason;
 use crate::base::stats::Lease;
 
 /// A request that waits for a slot.
@@ -43,19 +42,21 @@ impl Waiting {
             let state = self.state.clone();
             return Ok(Permit::aside(state, Holds::Nothing, self.bodiless));
         }
-        Err(self.refusal(refused))
+        Err(self.state.refusal(refused, &self.state.gate))
     }
 
     fn permit(&self) -> Permit {
         let state = &*self.state;
         let cells = state.sampler.cells.local();
-        cells.add(at::ADMITTED + self.entry.priority as usize, 1);
+        let before = cells.add(at::ADMITTED + self.entry.priority as usize, 1);
+        let timed = state.sampler.times(before);
+        let start = match timed || self.entry.deadline.is_some() {
+            true => state.sampler.at(clock::now()),
+            false => UNTIMED,
+        };
         Permit {
             state: self.state.clone(),
-            start: match state.sampler.is_timed() {
-                true => state.start(clock::now()),
-                false => UNTIMED,
-            },
+            start: if timed { start } else { start | UNSAMPLED },
             deadline: state.bound(self.entry.deadline),
             ticket: Ticket::NONE,
             partition: self.entry.partition,
@@ -63,28 +64,18 @@ impl Waiting {
             bodiless: self.bodiless,
         }
     }
-
-    fn refusal(&self, mut refused: Refused) -> Refusal {
-        let state = &*self.state;
-        let full = refused.reason == Reason::QueueFull;
-        if full && !state.partitions.is_empty() && !state.gate.under(self.entry.partition) {
-            refused.reason = Reason::Quota;
-        }
-        state.refusal(refused, &state.gate)
-    }
-
-    fn give_up(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            let state = &*self.state;
-            state
-                .gate
-                .give_up(&ticket, self.entry.partition, clock::now, state);
-        }
-    }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.give_up();
+        let Some(ticket) = self.ticket.take() else {
+            return;
+        };
+        let state = &*self.state;
+        let gate = &state.gate;
+        let refused = gate.give_up(&ticket, self.entry.partition, clock::now, state);
+        if !refused {
+            state.sampler.cells.local().add(at::ABANDONED, 1);
+        }
     }
 }

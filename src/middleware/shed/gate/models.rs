@@ -25,6 +25,7 @@ fn entry() -> Entry {
         partition: 0,
         deadline: None,
         until: clock::now() + std::time::Duration::from_secs(3_600),
+        ghost: false,
     }
 }
 

@@ -17,6 +17,7 @@ fn entry(priority: Priority) -> Entry {
         partition: 0,
         deadline: None,
         until: clock::now() + std::time::Duration::from_secs(3_600),
+        ghost: false,
     }
 }
 
@@ -109,6 +110,7 @@ fn a_partition_below_its_share_goes_first() {
         partition,
         deadline: None,
         until: clock::now() + std::time::Duration::from_secs(3_600),
+        ghost: false,
     };
     let loud = gate.enqueue(now, of(1, Priority::Critical), &()).unwrap();
     let quiet = gate.enqueue(now, of(0, Priority::BestEffort), &()).unwrap();

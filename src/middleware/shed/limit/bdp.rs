@@ -16,15 +16,16 @@ const LEAST: Duration = Duration::from_millis(100);
 const FEW: u64 = 20;
 /// Seconds from one probe to the next: at first, after a surprise, and at most.
 const PROBE_EVERY: (f64, f64, f64) = (2.0, 8.0, 32.0);
-/// A floor that nothing confirmed for so many seconds gives way to the least round trip seen meanwhile.
-const STALE: f64 = 30.0;
+/// A floor that nothing confirmed for so many seconds gives way to the least round trip seen meanwhile. More than two
+/// probes apart: while it is saturated, probes confirm it, and what is seen between them is queueing.
+const STALE: f64 = 80.0;
 
 /// Finds the limit by itself: a little more than the bandwidth-delay product of the service behind it.
 ///
 /// ```text
 /// bdp   = throughput * floor                     (throughput: completions/s while the limit is full)
 /// v     = min(1, deviation / mean of the round trips)
-/// limit = bdp * (1.25 + 0.25 * v) + 2 * v * sqrt(bdp)
+/// limit = max(bdp + 1, bdp * (1.25 + 0.25 * v) + 2 * v * sqrt(bdp))
 /// ```
 ///
 /// The *floor* is the mean round trip without queueing. It is measured, not taken from a minimum: the least of many
@@ -129,7 +130,9 @@ impl Bdp {
     /// The limit for a bandwidth-delay product.
     fn roomy(&self, bdp: f64) -> f64 {
         let v = self.variation.min(1.0);
-        bdp * (1.25 + 0.25 * v) + 2.0 * v * bdp.sqrt()
+        let room = bdp * (1.25 + 0.25 * v) + 2.0 * v * bdp.sqrt();
+        // At least one more: a limit that holds just what runs would never learn that more could.
+        room.max(bdp + 1.0)
     }
 
     fn close(&self, limit: f64, settle: f64) -> Step {

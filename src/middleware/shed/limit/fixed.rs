@@ -4,7 +4,7 @@ use super::{Limit, Next, Step, Window};
 
 /// A limit that never changes: for a resource whose size is known, such as a pool of so many connections.
 ///
-/// No request reads the clock for it.
+/// Only one request in 64 is timed, so that refusals can tell when to come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fixed(usize);
 

@@ -62,7 +62,8 @@ pub trait Limit: Debug + Send + 'static {
         Facts::default()
     }
 
-    /// Whether it looks at latencies at all. When it does not, no request reads the clock for it.
+    /// Whether it looks at latencies at all. When it does not, only one request in 64 reads the clock, for snapshots and
+    /// for `Retry-After`.
     fn samples(&self) -> bool {
         true
     }

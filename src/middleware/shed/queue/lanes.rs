@@ -35,6 +35,8 @@ pub(in crate::middleware::shed) struct Entry {
     pub(in crate::middleware::shed) deadline: Option<Deadline>,
     /// It waits no longer than this.
     pub(in crate::middleware::shed) until: Instant,
+    /// In a dry run: it runs already, and only shows what would become of it.
+    pub(in crate::middleware::shed) ghost: bool,
 }
 
 /// Somebody was refused, now or after a wait.
@@ -52,6 +54,7 @@ pub(in crate::middleware::shed) struct Left {
     /// How long it waited.
     pub(in crate::middleware::shed) waited: Duration,
     pub(in crate::middleware::shed) partition: u16,
+    pub(in crate::middleware::shed) ghost: bool,
 }
 
 #[derive(Debug)]
@@ -169,12 +172,16 @@ impl Lanes {
         }
         let mut left = None;
         if self.waiting >= self.places {
-            let reason = match self.places {
+            let shared = self.lanes.len() > LEVELS;
+            let reason = |partition: u16| match self.places {
+                _ if shared && !under(partition) => Reason::Quota,
                 0 => Reason::Limit,
                 _ => Reason::QueueFull,
             };
-            let victim = self.victim(entry, under).ok_or(refused(reason))?;
-            left = Some(self.refuse(victim, now, Reason::QueueFull));
+            let victim = self.victim(entry, &under);
+            let victim = victim.ok_or_else(|| refused(reason(entry.partition)))?;
+            let reason = reason(self.nodes[victim as usize].entry.partition);
+            left = Some(self.refuse(victim, now, reason));
         }
         let node = Node {
             state: State::Waiting,
@@ -332,7 +339,7 @@ impl Lanes {
 
     /// Who is turned out of a full queue for `entry`: of the lowest rank, and lower than its own, the oldest. In an
     /// order where the newest goes first also the oldest of its own.
-    fn victim(&self, entry: Entry, under: impl Fn(u16) -> bool) -> Option<u32> {
+    fn victim(&self, entry: Entry, under: &impl Fn(u16) -> bool) -> Option<u32> {
         let rank = |partition: u16, level: usize| (under(partition), level);
         let own = rank(entry.partition, entry.priority as usize);
         let lanes = self.lanes.iter().enumerate();
@@ -375,6 +382,7 @@ impl Lanes {
             refused: None,
             waited,
             partition: node.entry.partition,
+            ghost: node.entry.ghost,
         }
     }
 
