@@ -1,5 +1,8 @@
 //! The service of the tonic examples: one method of each kind.
 
+#[allow(dead_code)] // Only those that shed need it.
+mod bounded;
+
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -12,6 +15,8 @@ mod proto {
 }
 
 #[allow(unused_imports)] // Each example uses one half.
+pub(crate) use bounded::Bounded;
+#[allow(unused_imports)]
 pub(crate) use proto::{Note, Summary, echo_client::EchoClient, echo_server::EchoServer};
 
 /// What `protoc --descriptor_set_out` made of the proto: it tells tower-flow each method's type.

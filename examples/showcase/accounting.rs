@@ -1,6 +1,5 @@
 //! The first act: accounting and timing round a live tonic server and its client.
 
-use std::error::Error;
 use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server, server::TcpIncoming};
@@ -9,21 +8,23 @@ use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot};
 use tower_flow::inspect::Value;
 use tower_flow::outcome::Code;
-use tower_flow::{Flow, preset};
+use tower_flow::{BoxError, Flow, preset};
 
 use crate::echo::{Echo, EchoClient, EchoServer, FDS};
-use crate::report::{Act, Side};
+use crate::report::{Accounting, Side};
 use crate::{Options, load};
 
 /// What stays up after the act.
 pub(crate) struct Live {
+    pub(crate) flow: Flow,
     pub(crate) url: String,
 }
 
-pub(crate) async fn run(options: &Options) -> Result<(Act, Live), Box<dyn Error>> {
+pub(crate) async fn run(options: &Options) -> Result<(Accounting, Live), BoxError> {
     let flow = Flow::new("showcase");
     let admin = flow.admin().bind("127.0.0.1:0".parse()?).await?;
     let live = Live {
+        flow: flow.clone(),
         url: format!("http://{}/", admin.local_addr()),
     };
     tokio::spawn(admin.run());
@@ -61,8 +62,7 @@ pub(crate) async fn run(options: &Options) -> Result<(Act, Live), Box<dyn Error>
     ];
     let problems = disagreements(&server_books, &client_books, driven.calls);
     Ok((
-        Act {
-            name: "accounting",
+        Accounting {
             sides,
             driven,
             connections: connections.snapshot(),

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use http_body::Body;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tonic::Request;
 use tonic::client::GrpcService;
 use tower_flow::BoxError;
 
 use crate::echo::{EchoClient, Note};
+use crate::progress;
 
 /// How many callers there are, each with one call at a time.
 const CALLERS: u64 = 32;
@@ -31,25 +31,7 @@ where
     let callers: Vec<_> = (0..CALLERS)
         .map(|caller| tokio::spawn(calls(stub.clone(), caller, start + time)))
         .collect();
-    let watching = async {
-        let target = if quiet {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr()
-        };
-        let bar = ProgressBar::with_draw_target(Some(time.as_millis() as u64), target);
-        if let Ok(style) =
-            ProgressStyle::with_template("driving a mixed load {wide_bar} {percent:>3} %")
-        {
-            bar.set_style(style);
-        }
-        while start.elapsed() < time {
-            bar.set_position(start.elapsed().as_millis() as u64);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        bar.finish_and_clear();
-    };
-    watching.await;
+    progress::show("driving a mixed load", time, quiet).await;
     let mut made = 0;
     for caller in callers {
         made += caller

@@ -1,20 +1,29 @@
 //! The main job on one command: `cargo run --release --features full --example showcase`
 //!
-//! A tonic server wrapped by the server preset and a client wrapped by the client preset, on loopback, under a mixed
-//! load: calls that succeed, fail, are cancelled and run out of time, messages large and tiny, in all four kinds of
-//! method. At the end both sides' books are laid side by side. It exits with 0 only if they agree.
+//! *Accounting*: a tonic server wrapped by the server preset and a client wrapped by the client preset, on loopback,
+//! under a mixed load: calls that succeed, fail, are cancelled and run out of time, messages large and tiny, in all four
+//! kinds of method. At the end both sides' books are laid side by side.
 //!
-//! `--seconds N` drives for N seconds (10) · `--json` prints one JSON object and nothing else on stdout · `--hold`
-//! keeps serving until Ctrl-C
+//! *Overload*: the same service with a scarce database behind it, bare, with tower's layers and with tower-flow, offered
+//! up to ten times what it can do.
+//!
+//! It exits with 0 only if the books agree and no call went astray; how fast this machine is does not matter.
+//!
+//! `--seconds N` drives accounting for N seconds (10) and each load of the overload for a quarter of that, within 1.1 and
+//! 2.5 seconds · `--json` prints one JSON object and nothing else on stdout · `--hold` keeps serving until Ctrl-C
 
 mod accounting;
 #[path = "../echo/mod.rs"]
 mod echo;
 mod load;
+mod overload;
+mod progress;
 mod report;
 
-use std::error::Error;
 use std::process::ExitCode;
+
+use report::Act;
+use tower_flow::BoxError;
 
 /// What one run was asked to do.
 struct Options {
@@ -53,7 +62,7 @@ impl Options {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode, Box<dyn Error>> {
+async fn main() -> Result<ExitCode, BoxError> {
     let options = match Options::read() {
         Ok(options) => options,
         Err(problem) => {
@@ -62,21 +71,25 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
     };
     // Each act drives real traffic and returns its part of the report; later ones are added to this list.
-    let (act, live) = accounting::run(&options).await?;
-    let acts = vec![act];
+    let (accounting, live) = accounting::run(&options).await?;
+    let overload = overload::run(&options, &live.flow).await?;
+    let acts: Vec<Box<dyn Act>> = vec![Box::new(accounting), Box::new(overload)];
 
     if options.json {
         println!("{}", report::json(&acts, &live.url));
     } else {
-        acts.iter().for_each(report::Act::print);
-        println!("\nlive endpoint: {}", live.url);
+        for act in &acts {
+            act.print();
+            println!();
+        }
+        println!("live endpoint: {}", live.url);
     }
     if options.hold {
         eprintln!("serving until Ctrl-C");
         tokio::signal::ctrl_c().await?;
     }
-    let agree = acts.iter().all(|act| act.problems.is_empty());
-    Ok(if agree {
+    let good = acts.iter().all(|act| act.problems().is_empty());
+    Ok(if good {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

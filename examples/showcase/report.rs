@@ -7,12 +7,25 @@ use tower_flow::inspect::Value;
 use crate::load::Driven;
 
 /// One act's part of the report.
-pub(crate) struct Act {
-    pub(crate) name: &'static str,
+pub(crate) trait Act {
+    /// Its name among `acts`.
+    fn name(&self) -> &'static str;
+
+    /// For people.
+    fn print(&self);
+
+    /// For machines.
+    fn json(&self) -> Value;
+
+    /// What went wrong; empty is success.
+    fn problems(&self) -> &[String];
+}
+
+/// What the accounting act found.
+pub(crate) struct Accounting {
     pub(crate) sides: Vec<Side>,
     pub(crate) driven: Driven,
     pub(crate) connections: ConnectionsSnapshot,
-    /// What went wrong; empty is success.
     pub(crate) problems: Vec<String>,
 }
 
@@ -24,15 +37,19 @@ pub(crate) struct Side {
     pub(crate) times: Value,
 }
 
-pub(crate) fn json(acts: &[Act], url: &str) -> Value {
-    let acts = acts.iter().map(|act| (act.name, act.json()));
+pub(crate) fn json(acts: &[Box<dyn Act>], url: &str) -> Value {
+    let acts = acts.iter().map(|act| (act.name(), act.json()));
     Value::map([("acts", Value::map(acts)), ("live", url.into())])
 }
 
-// ===== impl Act =====
+// ===== impl Accounting =====
 
-impl Act {
-    pub(crate) fn print(&self) {
+impl Act for Accounting {
+    fn name(&self) -> &'static str {
+        "accounting"
+    }
+
+    fn print(&self) {
         let rate = self.driven.calls as f64 / self.driven.took.as_secs_f64();
         println!(
             "{} calls in {:.1?}, {rate:.0} a second, over {} connection(s)",
@@ -68,6 +85,10 @@ impl Act {
                 Value::map(self.sides.iter().map(|side| (side.name, side.json()))),
             ),
         ])
+    }
+
+    fn problems(&self) -> &[String] {
+        &self.problems
     }
 }
 

@@ -777,3 +777,79 @@ async fn a_dry_run_that_begins_lets_those_who_wait_through() {
     drop((first, second));
     assert_eq!(handle.in_flight(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_algorithm_that_panics_over_its_facts_costs_nobody_a_slot() {
+    #[derive(Debug, Clone)]
+    struct Broken;
+    impl Limit for Broken {
+        fn start(&self) -> usize {
+            7
+        }
+        fn look(&mut self, _: &Window) -> Step {
+            Step::Close(Next::of(9, ms(100)))
+        }
+        fn facts(&self) -> tower_flow::shed::limit::Facts {
+            static ASKED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+            // The first time is when the layer is made.
+            let again = ASKED.swap(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(!again, "told to");
+            Default::default()
+        }
+    }
+    let layer = ShedLayer::new(Broken);
+    let handle = layer.handle();
+    let service = layer.layer(Desk::default());
+    let desk = service.get_ref().clone();
+    calls(&service, &desk, secs(3), ms(50), || Ok(())).await;
+    let snapshot = handle.snapshot();
+    assert!(snapshot.panics >= 1);
+    assert_eq!((snapshot.limit_effective, snapshot.in_flight), (7, 0));
+}
+
+#[tokio::test]
+async fn refused_streams_are_in_books_of_their_own() {
+    let layer = ShedLayer::fixed(10).streams(1);
+    let layer = layer.triage_by(|_: &()| Ask::new().stream());
+    let handle = layer.handle();
+    let service = layer.layer(Desk::default());
+    let mut held = task::spawn(service.clone().call(()));
+    assert_pending!(held.poll());
+    for _ in 0..50 {
+        refused(task::spawn(service.clone().call(())).poll());
+    }
+    let snapshot = handle.snapshot();
+    assert_eq!(snapshot.refused, []);
+    assert_eq!(
+        (snapshot.streams_admitted, snapshot.streams_refused),
+        (1, 50)
+    );
+    assert_eq!((snapshot.streams, snapshot.in_flight), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_books_balance() {
+    let desk = Desk::default();
+    let layer = ShedLayer::fixed(2).queue(Queue::fifo().max(3).timeout(ms(50)));
+    let handle = layer.handle();
+    let service = layer.layer(desk.clone());
+    let mut calls: Vec<_> = (0..10)
+        .map(|_| task::spawn(service.clone().call(())))
+        .collect();
+    calls.retain_mut(|call| call.poll().is_pending());
+    assert_eq!(calls.len(), 5, "two run, three wait");
+    drop(calls.remove(4));
+    desk.end(Ok(()));
+    assert_ready_ok!(calls[0].poll());
+    tokio::time::sleep(ms(75)).await;
+    for call in &mut calls[1..] {
+        let _ = call.poll();
+    }
+    drop(calls);
+    let snapshot = handle.snapshot();
+    let refused: u64 = snapshot.refused.iter().map(|(.., count)| count).sum();
+    let admitted: u64 = snapshot.admitted.iter().sum();
+    let ended: u64 = snapshot.ended.iter().map(|(_, count)| count).sum();
+    assert_eq!((admitted, refused, snapshot.abandoned), (3, 6, 1));
+    assert_eq!(ended + snapshot.in_flight as u64, admitted);
+}

@@ -244,3 +244,31 @@ fn a_partition_gets_its_share_and_lends_what_it_does_not_use() {
     let all = score(&ends, &scenario, 15.0, 39.0).goodput;
     assert!(all >= 0.95, "{all}");
 }
+
+// ===== what time does =====
+
+#[test]
+fn minutes_of_overload_leave_floor_and_limit_where_they_are() {
+    for dist in [Dist::Constant, Dist::Lowvar] {
+        let scenario = Scenario::step(dist, 16, 2.0, 1, 240.0);
+        let layer = ShedLayer::adaptive().triage_by(ask);
+        let handle = layer.handle();
+        let (mut floor, mut limit, mut next) = (0.0f64, 0, 20.0);
+        let ends = watched(
+            scenario,
+            || BoxCloneService::new(layer.layer(Machine)),
+            |now| {
+                if now >= next {
+                    next += 1.0;
+                    let snapshot = handle.snapshot();
+                    floor = floor.max(snapshot.floor.map_or(0.0, |floor| floor.as_secs_f64()));
+                    limit = limit.max(snapshot.limit);
+                }
+            },
+        );
+        assert!(floor < 1.2 * machine::MEAN, "{dist:?}: a floor of {floor}");
+        assert!(limit <= 32, "{dist:?}: a limit of {limit}");
+        let last = score(&ends, &scenario, 190.0, 249.0).goodput;
+        assert!(last >= 0.97, "{dist:?}: {last} in the last minute");
+    }
+}

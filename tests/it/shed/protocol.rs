@@ -595,3 +595,44 @@ fn attached_it_appears_in_metrics_and_snapshot() {
     );
     drop(held);
 }
+
+#[tokio::test]
+async fn a_client_that_waits_for_leave_to_send_its_body_is_refused_without_it() {
+    let (addr, handle) = serve_http1().await;
+    let holder = held(addr, &handle).await;
+    let start = std::time::Instant::now();
+    let upload = b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+    let answer = client::raw(addr, upload).await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert!(start.elapsed() < ms(200), "nobody waited for the body");
+    drop(holder);
+}
+
+/// Frames of nothing, always ready.
+#[derive(Debug)]
+struct Endless;
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, BoxError>>> {
+        Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::new()))))
+    }
+}
+
+#[test]
+fn a_body_of_endless_empty_frames_is_read_no_further_than_any_other() {
+    let layer = full(ShedLayer::fixed(1).http());
+    let service = layer.layer(service_fn(|_: Request<Endless>| {
+        std::future::pending::<Result<Response<Steps>, BoxError>>()
+    }));
+    let mut held = task::spawn(service.clone().call(Request::new(Endless)));
+    assert_pending!(held.poll());
+    let response = now(service.clone().call(Request::new(Endless)));
+    assert_eq!(response.headers()["connection"], "close");
+}

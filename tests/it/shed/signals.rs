@@ -251,3 +251,30 @@ async fn the_dry_run_is_switched_while_it_runs() {
     drop((held, passed));
     assert_eq!(handle.snapshot().in_flight, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn traffic_that_is_refused_altogether_still_sees_the_signal_go() {
+    let dial = Dial::default();
+    let layer = ShedLayer::fixed(100).pressure(pressed(&dial));
+    let layer = layer.triage_by(by_level);
+    let service = layer.layer(Desk::default());
+    dial.set(1.0);
+    let asked = async |times: usize| {
+        let mut let_in = 0;
+        for _ in 0..times {
+            tokio::time::advance(ms(10)).await;
+            let polled = task::spawn(service.clone().call(Priority::Sheddable)).poll();
+            let_in += usize::from(polled.is_pending());
+        }
+        let_in
+    };
+    asked(1_000).await;
+    assert_eq!(asked(100).await, 0);
+    dial.set(-2.0);
+    asked(2_000).await;
+    assert_eq!(
+        asked(100).await,
+        100,
+        "nobody but the refused could have looked"
+    );
+}

@@ -172,3 +172,51 @@ fn a_least_of_zero_panics() {
 fn crossed_bounds_panic() {
     let _ = Bdp::default().bounds(5..=4);
 }
+
+#[test]
+fn a_limit_of_one_grows_again_once_the_service_recovers() {
+    let mut limit = Bdp::default();
+    let mut now = Duration::ZERO;
+    let mut in_force = limit.start();
+    let steady = |in_force: usize, now: Duration, length: Duration, stalled: bool| {
+        let served = if stalled {
+            0.0
+        } else {
+            in_force.min(16) as f64 / 0.05
+        };
+        let served = (served * length.as_secs_f64()) as u64;
+        Window {
+            now,
+            elapsed: length,
+            limit: in_force,
+            completions: served,
+            samples: served,
+            mean: Duration::from_millis(50).mul_f64((in_force as f64 / 16.0).max(1.0)),
+            error: 0.01,
+            most_in_flight: in_force,
+            offered: 1_000,
+            refused: 500,
+            overloads: if stalled { 500 } else { 0 },
+            ..Window::default()
+        }
+    };
+    let mut run = |seconds: u64, stalled: bool, in_force: &mut usize| {
+        let until = now + Duration::from_secs(seconds);
+        let mut length = Duration::from_millis(100);
+        while now < until {
+            now += Duration::from_millis(100);
+            match limit.look(&steady(*in_force, now, length, stalled)) {
+                Step::Wait(_) => length += Duration::from_millis(100),
+                Step::Close(next) => {
+                    now += next.settle;
+                    (*in_force, length) = (next.limit, Duration::from_millis(100));
+                }
+            }
+        }
+    };
+    run(20, false, &mut in_force);
+    run(60, true, &mut in_force);
+    assert!(in_force <= 2, "stalled: {in_force}");
+    run(60, false, &mut in_force);
+    assert!(in_force >= 16, "stuck at {in_force}");
+}
