@@ -96,21 +96,21 @@ fn search<T>(spares: &mut Vec<Arc<T>>, wanted: &Arc<T>) -> Option<Arc<T>> {
 impl<T: Leased> Drop for Lease<T> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(shared) = self.0.take() {
-            let mut shared = Some(shared);
-            let _ = T::spares().try_with(|spares| {
-                let mut spares = spares.borrow_mut();
-                if spares.len() < SPARES {
-                    spares.extend(shared.take());
-                } else {
-                    // Full, most likely of pointers nobody asks for any more: the oldest goes.
-                    let oldest = spares.swap_remove(0);
-                    spares.extend(shared.replace(oldest));
-                }
-            });
-            // Dropped outside the borrow, and here too while the thread ends.
-            drop(shared);
-        }
+        let Some(shared) = self.0.take() else {
+            return;
+        };
+        // Dropped here, outside the borrow, or with the closure while the thread ends.
+        let _left_over = T::spares().try_with(|spares| {
+            let mut spares = spares.borrow_mut();
+            if spares.len() < SPARES {
+                spares.push(shared);
+                return None;
+            }
+            // Full, most likely of pointers nobody asks for any more: the oldest goes.
+            let oldest = spares.swap_remove(0);
+            spares.push(shared);
+            Some(oldest)
+        });
     }
 }
 

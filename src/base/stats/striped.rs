@@ -102,17 +102,27 @@ impl Striped {
 
     #[inline]
     fn stripe(&self, slot: usize) -> Stripe<'_> {
-        let shared = self.stripes.len() - 1;
-        let slot = slot.min(shared);
-        let lines = self.stripes[slot].get_or_init(|| {
-            let lines = self.width.div_ceil(Line::CELLS);
-            (0..lines).map(|_| Line::zero()).collect()
-        });
+        // The last is shared by all who have none of their own.
+        let last = self.stripes.len() - 1;
+        let shared = slot >= last;
+        let stripe = &self.stripes[if shared { last } else { slot }];
+        let lines = match stripe.get() {
+            Some(lines) => lines,
+            None => self.fill(stripe),
+        };
         Stripe {
             lines,
-            shared: slot == shared,
+            shared,
             here: PhantomData,
         }
+    }
+
+    #[cold]
+    fn fill<'a>(&self, stripe: &'a OnceLock<Box<[Line]>>) -> &'a [Line] {
+        stripe.get_or_init(|| {
+            let lines = self.width.div_ceil(Line::CELLS);
+            (0..lines).map(|_| Line::zero()).collect()
+        })
     }
 
     fn live(&self) -> impl Iterator<Item = &[Line]> {

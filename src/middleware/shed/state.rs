@@ -199,6 +199,11 @@ impl State {
         state
             .sampler
             .admitted(&cells, u32::try_from(limit).unwrap_or(u32::MAX));
+        if state.queue.max == Some(0) {
+            let shared = !state.partitions.is_empty() && !state.gate.under(partition);
+            let reason = if shared { Reason::Quota } else { Reason::Limit };
+            return Self::turn_away(lease, ask, reason);
+        }
         let now = clock::now();
         let latest = now + state.queue.timeout;
         let entry = Entry {
@@ -264,8 +269,10 @@ impl State {
             reason,
             priority: ask.priority,
         };
-        // While all of a kind are refused nobody else looks at what they are refused for.
-        state.tick_now();
+        if reason == Reason::Pressure {
+            // While all of a kind are refused nobody else looks at what they are refused for.
+            state.tick_now();
+        }
         if ask.kind == Kind::Stream {
             let cells = state.sampler.cells.local();
             let at = match state.is_dry() {
@@ -299,7 +306,10 @@ impl State {
 
     pub(super) fn refusal(&self, refused: Refused, gate: &Gate) -> Refusal {
         let occupancy = gate.occupancy();
-        let (waiting, places) = gate.with_queue(|queue| (queue.waiting(), queue.places()));
+        let (waiting, places) = match self.queue.max {
+            Some(0) => (0, 0),
+            _ => gate.with_queue(|queue| (queue.waiting(), queue.places())),
+        };
         let drain = Duration::from_nanos(self.live.drain.load(Relaxed));
         let ahead = u32::try_from(waiting + 1).unwrap_or(u32::MAX);
         // Half to one and a half times, so that those who were refused together do not come back together.
