@@ -12,8 +12,9 @@
 //!   whoever frees one sees in the same operation whether anybody waits. All operations on the word have one order, so
 //!   at least one of the two settles the queue. Nothing else is published through the word, so `Relaxed` suffices; the
 //!   queue is under its lock.
-//! - Wakers are woken, and dropped, outside the lock.
+//! - Wakers are cloned, woken and dropped outside the lock.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Poll, Waker};
 
 #[cfg(tower_flow_loom)]
@@ -183,7 +184,12 @@ impl Gate {
 
     /// What became of a ticket; ready once.
     pub(super) fn poll(&self, ticket: &Ticket, waker: &Waker) -> Poll<Result<(), Refused>> {
-        self.lock().poll(ticket, waker)
+        // Cloned before and dropped after: either may run anything.
+        let mut waker = Some(waker.clone());
+        let mut queue = self.lock();
+        let polled = queue.poll(ticket, &mut waker);
+        drop(queue);
+        polled
     }
 
     /// Gives a ticket up: its place, or the slot it was granted. Returns whether it had been refused.
@@ -330,7 +336,7 @@ impl Gate {
 
     #[cfg(not(tower_flow_loom))]
     fn lock(&self) -> std::sync::MutexGuard<'_, Lanes> {
-        // Nothing foreign runs under it but the clone of a waker, before anything changed.
+        // Nothing foreign runs under it.
         self.queue
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -349,7 +355,8 @@ fn packed(limit: usize) -> u64 {
 fn wake(left: Left, listener: &impl Listener) {
     listener.left(&left);
     if let Some(waker) = left.waker {
-        waker.wake();
+        // A waker that panics is its executor's trouble; those behind it are to be woken all the same.
+        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
     }
 }
 

@@ -211,14 +211,16 @@ impl<C, K> ShedLayer<HttpTriage, Http<C, K>> {
         self
     }
 
-    /// No header (default), or the one that names a request's [`partition`](Self::partition).
+    /// No header (default), or the one that names a request's [`partition`](Self::partition). Whoever can set it can use
+    /// another's share: name one that your edge overwrites.
     #[must_use]
     pub fn partition_header(mut self, name: HeaderName) -> Self {
         self.triage.change(|rules| rules.partition = Some(name));
         self
     }
 
-    /// At random (default), or by this header's value: whose requests are shed first when part of a priority is.
+    /// At random (default), or by this header's value: whose requests are shed first when part of a priority is. Whoever
+    /// can set it can try values until one is let in: name one that your edge overwrites.
     #[must_use]
     pub fn cohort_header(mut self, name: HeaderName) -> Self {
         self.triage.change(|rules| rules.cohort = Some(name));
@@ -293,11 +295,12 @@ impl<T, P> ShedLayer<T, P> {
     }
 
     /// Everybody shares all slots (default), or the partition `name` is guaranteed `part` of them. It lends what it
-    /// does not use, and is served first while it uses less.
+    /// does not use, and is served first while it uses less: of those who wait, so a share needs a [`queue`](Self::queue).
     ///
     /// # Panics
     ///
-    /// When `part` does not lie within 0 and 1, all parts together exceed 1, or the name is taken.
+    /// When `part` does not lie within 0 and 1, all parts together exceed 1, the name is taken, or there are 1,024
+    /// partitions already.
     #[must_use]
     pub fn partition(self, name: impl Into<Arc<str>>, part: f64) -> Self {
         let name = name.into();
@@ -308,6 +311,8 @@ impl<T, P> ShedLayer<T, P> {
         self.set(|options| {
             let taken = options.partitions.iter().any(|(known, _)| *known == name);
             assert!(!taken, "there is a partition {name:?} already");
+            let count = options.partitions.len();
+            assert!(count < 1024, "there are {count} partitions already");
             options.partitions.push((name, part));
             let all: f64 = options.partitions.iter().map(|(_, part)| part).sum();
             assert!(

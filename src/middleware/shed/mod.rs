@@ -87,9 +87,9 @@
 //!
 //! # Tasks
 //!
-//! **While requests wait, and for a second after, one task for each layer looks after the end of their waits.** It is
-//! spawned on the tokio runtime of the first that waits, which must have time enabled. Without a runtime nobody's time
-//! is up by itself; those who waited too long are refused when a slot comes free.
+//! **While requests wait, and for a second after, one task for each tokio runtime they wait on looks after the end of
+//! their waits.** It is spawned by the first that waits; the runtime must have time enabled. Without a runtime nobody's
+//! time is up by itself; those who waited too long are refused when a slot comes free.
 //!
 //! # Metrics
 //!

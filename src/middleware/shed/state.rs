@@ -30,7 +30,7 @@ use crate::base::stats::{Bounds, Lease};
 /// A priority level is divided into so many cohorts.
 const COHORTS: u32 = 128;
 
-/// Nobody is told to come back later than this.
+/// Nobody is told to come back later than half as long again.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// What all services of a layer share.
@@ -200,8 +200,11 @@ impl State {
             .sampler
             .admitted(&cells, u32::try_from(limit).unwrap_or(u32::MAX));
         if state.queue.max == Some(0) {
-            let shared = !state.partitions.is_empty() && !state.gate.under(partition);
-            let reason = if shared { Reason::Quota } else { Reason::Limit };
+            let named = usize::from(partition) < state.partitions.len();
+            let reason = match named && !state.gate.under(partition) {
+                true => Reason::Quota,
+                false => Reason::Limit,
+            };
             return Self::turn_away(lease, ask, reason);
         }
         let now = clock::now();

@@ -301,7 +301,8 @@ fn schedule(seed: u64) {
             0 => {
                 let mut req = Request::new(Steps::default().known());
                 req.extensions_mut().insert(Priority::ALL[random.below(4)]);
-                calls.push(task::spawn(service.clone().call(req)));
+                // Not polled yet.
+                calls.push((task::spawn(service.clone().call(req)), false));
             }
             1 if !calls.is_empty() => drop(calls.swap_remove(random.below(calls.len()))),
             2 if !bodies.is_empty() => drop(bodies.swap_remove(random.below(bodies.len()))),
@@ -312,7 +313,8 @@ fn schedule(seed: u64) {
             4 if desk.open() > 0 => desk.end(Ok(())),
             _ if !calls.is_empty() => {
                 let at = random.below(calls.len());
-                if let Poll::Ready(Ok(response)) = calls[at].poll() {
+                calls[at].1 = true;
+                if let Poll::Ready(Ok(response)) = calls[at].0.poll() {
                     bodies.push(response.into_body());
                     drop(calls.swap_remove(at));
                 }
@@ -321,18 +323,24 @@ fn schedule(seed: u64) {
         }
         assert!(handle.in_flight() <= limit);
     }
-    // All work is done, all bodies are read, and whoever was woken is polled: nobody is left behind.
+    // All work is done, all bodies are read, and only those who were woken are polled: nobody is left behind.
+    calls.retain_mut(|(call, polled)| *polled || call.poll().is_pending());
     for _ in 0..64 {
         while desk.open() > 0 {
             desk.end(Ok(()));
         }
         bodies.clear();
-        calls.retain_mut(|call| match call.poll() {
-            Poll::Ready(Ok(response)) => {
-                bodies.push(response.into_body());
-                false
+        calls.retain_mut(|(call, _)| {
+            if !call.is_woken() {
+                return true;
             }
-            polled => polled.is_pending(),
+            match call.poll() {
+                Poll::Ready(Ok(response)) => {
+                    bodies.push(response.into_body());
+                    false
+                }
+                polled => polled.is_pending(),
+            }
         });
     }
     drop(bodies);
@@ -852,4 +860,93 @@ async fn the_books_balance() {
     let ended: u64 = snapshot.ended.iter().map(|(_, count)| count).sum();
     assert_eq!((admitted, refused, snapshot.abandoned), (3, 6, 1));
     assert_eq!(ended + snapshot.in_flight as u64, admitted);
+}
+
+#[test]
+fn waits_end_on_every_runtime_whatever_becomes_of_the_others() {
+    let new = || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap()
+    };
+    let layer = ShedLayer::fixed(1).queue(Queue::fifo().timeout(ms(100)));
+    let service = layer.layer(Desk::default());
+    let mut held = task::spawn(service.clone().call(()));
+    assert_pending!(held.poll());
+    // The first that waits does so on a runtime that nobody drives from then on, and that is gone later.
+    let idle = new();
+    let mut first = task::spawn(service.clone().call(()));
+    {
+        let _entered = idle.enter();
+        assert_pending!(first.poll());
+    }
+    let other = new();
+    let waited = other.block_on(async {
+        let waits = service.clone().call(());
+        idle.shutdown_background();
+        tokio::time::timeout(secs(1), waits)
+            .await
+            .expect("somebody ended the wait")
+    });
+    assert_eq!(refused(Poll::Ready(waited)).reason(), Reason::QueueTimeout);
+    assert_eq!(refused(first.poll()).reason(), Reason::QueueTimeout);
+}
+
+#[test]
+fn a_runtime_without_time_ends_no_wait_and_loses_none() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let layer = ShedLayer::fixed(1);
+    let service = layer.layer(Desk::default());
+    let desk = service.get_ref().clone();
+    let _entered = runtime.enter();
+    let mut first = task::spawn(service.clone().call(()));
+    assert_pending!(first.poll());
+    let mut second = task::spawn(service.clone().call(()));
+    let mut third = task::spawn(service.clone().call(()));
+    assert_pending!(second.poll());
+    assert_pending!(third.poll());
+    desk.end(Ok(()));
+    assert_ready_ok!(first.poll());
+    assert_pending!(second.poll());
+    assert_eq!(desk.open(), 1);
+}
+
+#[tokio::test]
+async fn a_waker_may_do_what_it_likes_when_it_is_dropped() {
+    #[allow(dead_code)] // Kept for its drop.
+    struct Owner(
+        std::sync::Mutex<
+            Option<task::Spawn<Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>>>,
+        >,
+    );
+    impl std::task::Wake for Owner {
+        fn wake(self: Arc<Self>) {
+            panic!("told to");
+        }
+    }
+    let layer = ShedLayer::fixed(1).queue(Queue::fifo().max(8));
+    let handle = layer.handle();
+    let service = layer.layer(Desk::default());
+    let boxed = |mut service: tower_flow::shed::Shed<Desk, _, _>| -> Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>> {
+        Box::pin(Service::<()>::call(&mut service, ()))
+    };
+    let mut running = task::spawn(boxed(service.clone()));
+    assert_pending!(running.poll());
+    let mut waiting = Box::pin(Service::<()>::call(&mut service.clone(), ()));
+    // The last handle of the first waker owns the call that runs.
+    let owner = Waker::from(Arc::new(Owner(std::sync::Mutex::new(Some(running)))));
+    assert!(
+        waiting
+            .as_mut()
+            .poll(&mut Context::from_waker(&owner))
+            .is_pending()
+    );
+    drop(owner);
+    assert!(
+        waiting.as_mut().poll(&mut cx()).is_pending(),
+        "the first waker went, and its call with it"
+    );
+    assert!(waiting.as_mut().poll(&mut cx()).is_pending(), "now it runs");
+    assert_eq!(handle.in_flight(), 1);
 }

@@ -272,3 +272,23 @@ fn minutes_of_overload_leave_floor_and_limit_where_they_are() {
         assert!(last >= 0.97, "{dist:?}: {last} in the last minute");
     }
 }
+
+#[test]
+fn near_the_capacity_few_are_refused_and_far_beyond_it_those_let_in_are_fast() {
+    for (dist, most) in [(Dist::Exp, 1.5), (Dist::Lowvar, 1.5), (Dist::Bimodal, 4.0)] {
+        let refused = mean((1..4).map(|seed| {
+            let scenario = Scenario::step(dist, 16, 0.9, seed, 30.0);
+            score(&run(scenario, ours), &scenario, 15.0, 39.0).rejected
+        }));
+        assert!(refused <= most, "{dist:?}: {refused} % refused at 0.9x");
+        for load in [5.0, 10.0] {
+            let scenario = Scenario::step(dist, 16, load, 1, 20.0);
+            let p99 = score(&run(scenario, ours), &scenario, 15.0, 29.0).p99;
+            let least = 1e3 * dist.p99() + 100.0;
+            assert!(
+                p99 <= least,
+                "{dist:?} at {load}x: {p99} ms, {least} wanted"
+            );
+        }
+    }
+}

@@ -175,8 +175,11 @@ impl Bdp {
             if round_trip < 1.15 * self.floor.value {
                 self.confirm(now);
             }
-            self.least = self.least.min(round_trip);
-            if now - self.confirmed > STALE {
+            // What is seen while the limit is full is queueing; then probes tell.
+            if !window.hit() {
+                self.least = self.least.min(round_trip);
+            }
+            if now - self.confirmed > STALE && self.least.is_finite() {
                 self.floor = Estimate::new(self.least, 0.3);
                 self.confirm(now);
             }

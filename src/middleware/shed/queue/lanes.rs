@@ -172,9 +172,10 @@ impl Lanes {
         }
         let mut left = None;
         if self.waiting >= self.places {
-            let shared = self.lanes.len() > LEVELS;
+            // The last partition is nobody's: it has no share to exceed.
+            let named = self.lanes.len() / LEVELS - 1;
             let reason = |partition: u16| match self.places {
-                _ if shared && !under(partition) => Reason::Quota,
+                _ if usize::from(partition) < named && !under(partition) => Reason::Quota,
                 0 => Reason::Limit,
                 _ => Reason::QueueFull,
             };
@@ -298,19 +299,17 @@ impl Lanes {
         })
     }
 
-    /// What became of a ticket. Once it is more than waiting, the ticket is no more.
+    /// What became of a ticket. Once it is more than waiting, the ticket is no more. While it waits `waker` is kept, and
+    /// the one before is left in its place, to be dropped after the lock is gone.
     pub(in crate::middleware::shed) fn poll(
         &mut self,
         ticket: &Ticket,
-        waker: &Waker,
+        waker: &mut Option<Waker>,
     ) -> Poll<Result<(), Refused>> {
         let node = &mut self.nodes[ticket.0 as usize];
         let settled = match node.state {
             State::Waiting => {
-                match &mut node.waker {
-                    Some(known) => known.clone_from(waker),
-                    none => *none = Some(waker.clone()),
-                }
+                std::mem::swap(&mut node.waker, waker);
                 return Poll::Pending;
             }
             State::Granted => Ok(()),
