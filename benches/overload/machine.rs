@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::pin::Pin;
-
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -166,6 +165,8 @@ pub struct End {
     /// Seconds after it arrived; `None` when it was refused.
     pub latency: Option<f64>,
     pub critical: bool,
+    /// How long it needed a worker, or would have.
+    pub needs: f64,
 }
 
 pub type Policy = BoxCloneService<Job, (), BoxError>;
@@ -178,7 +179,10 @@ struct Server {
     running: BinaryHeap<Reverse<(u64, usize)>>,
     jobs: Vec<JobState>,
     free: Vec<usize>,
-    start: Option<Instant>,
+    /// Workers there are, and worker-seconds so far: spent on requests, and all there were.
+    workers: usize,
+    worked: f64,
+    manned: f64,
 }
 
 #[derive(Debug, Default)]
@@ -189,6 +193,11 @@ struct JobState {
 }
 
 thread_local!(static SERVER: RefCell<Server> = RefCell::default());
+
+/// Worker-seconds so far: those spent on requests, and all there were. What a reading of the processor's use is made of.
+pub fn worked() -> (f64, f64) {
+    SERVER.with_borrow(|server| (server.worked, server.manned))
+}
 
 /// The server as a service.
 #[derive(Debug, Clone, Copy)]
@@ -261,6 +270,7 @@ impl Wake for Flag {
 
 struct Client {
     arrived: f64,
+    needs: f64,
     future: Pin<Box<dyn Future<Output = Result<(), BoxError>>>>,
     critical: bool,
     waker: Waker,
@@ -282,7 +292,10 @@ pub fn watched(
         .start_paused(true)
         .build()
         .expect("a runtime");
-    SERVER.set(Server::default());
+    SERVER.set(Server {
+        workers: scenario.size,
+        ..Server::default()
+    });
     runtime.block_on(async { Driver::new(scenario, policy()).drive(watch).await })
 }
 
@@ -331,11 +344,19 @@ impl Driver {
             });
             let leaves = self.leaving.front().map(|(at, ..)| *at);
             let arrives = (arrival < self.scenario.until).then_some(arrival);
+            if leaves.is_none() && arrives.is_none() {
+                // What is left on the server is nobody's.
+                return self.ends;
+            }
             let next = [done, leaves, arrives].into_iter().flatten();
             let Some(next) = next.min_by(f64::total_cmp) else {
                 return self.ends;
             };
             if next > now {
+                SERVER.with_borrow_mut(|server| {
+                    server.worked += server.busy as f64 * (next - now);
+                    server.manned += server.workers.max(server.busy) as f64 * (next - now);
+                });
                 let to = self.start + Duration::from_secs_f64(next);
                 tokio::time::advance(to.saturating_duration_since(Instant::now())).await;
                 now = next;
@@ -391,6 +412,7 @@ impl Driver {
         };
         self.clients[index] = Some(Client {
             arrived: now,
+            needs: job.needs,
             future,
             critical,
             waker,
@@ -417,6 +439,7 @@ impl Driver {
             arrived: client.arrived,
             latency,
             critical: client.critical,
+            needs: client.needs,
         });
         self.free.push(index);
     }
@@ -471,6 +494,7 @@ impl Driver {
             1.0
         };
         SERVER.with_borrow_mut(|server| {
+            server.workers = workers;
             while server.busy < workers
                 && let Some((needs, index)) = server.queue.pop_front()
             {
@@ -487,6 +511,8 @@ impl Driver {
 pub struct Score {
     /// Answers in time, as a part of what the server can do.
     pub goodput: f64,
+    /// The same, as a part of what the server could do with the requests that happened to come.
+    pub realised: f64,
     /// Of those who were let in, in milliseconds; clients that went away count as a second.
     pub p50: f64,
     pub p99: f64,
@@ -521,11 +547,23 @@ pub fn score(ends: &[End], scenario: &Scenario, from: f64, to: f64) -> Score {
     let capacity = scenario.size as f64 / MEAN * (to - from);
     Score {
         goodput: good / capacity,
+        realised: good / capacity * needed(ends, from, to) / MEAN,
         p50: at(0.5),
         p99: at(0.99),
         rejected: 100.0 * rejected / asked.len().max(1) as f64,
         served: good / asked.len().max(1) as f64,
     }
+}
+
+/// How long those who were let in needed a worker on average. In a run of heavy tails that is not [`MEAN`], and what the
+/// server can do differs by as much.
+pub fn needed(ends: &[End], from: f64, to: f64) -> f64 {
+    let here = ends.iter().filter(|end| (from..to).contains(&end.arrived));
+    let taken = here.filter(|end| end.latency.is_some());
+    let (sum, count) = taken.fold((0.0, 0.0), |(sum, count), end| {
+        (sum + end.needs, count + 1.0)
+    });
+    sum / count
 }
 
 /// Seconds from `from` until answers in time come at 90 % of `want` (a part of what the server can do) for a second
