@@ -388,7 +388,11 @@ fn many_threads_lose_no_call() {
     let layer = ThrottleLayer::new("b").window(secs(1));
     let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
     let service = layer.layer(service_fn(move |n: u32| {
-        ready(if n % 5 == 0 { Ok(n) } else { Err(refused()) })
+        ready(if n.is_multiple_of(5) {
+            Ok(n)
+        } else {
+            Err(refused())
+        })
     }));
     std::thread::scope(|scope| {
         for _ in 0..8 {

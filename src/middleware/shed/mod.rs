@@ -127,6 +127,15 @@
 //! Inside accounting and timing, so that they see what is refused; outside everything that costs something. On a server
 //! one layer for all routes: they share the machine, so they share the limit.
 //!
+//! # What it cannot see
+//!
+//! A limit on requests in flight works where requests wait for something while they are in flight: a database, a pool,
+//! another service. Handlers that do nothing but compute wait before that, in the run queue of the runtime: tonic and
+//! hyper-util call the stack from the request's own task, when it is first polled, so there are never more in flight than
+//! workers, and no limit is reached. There [`Pressure::wakeup`](crate::signal::Pressure::wakeup) tells that the runtime is
+//! late, and sheds what is marked as sheddable; ordinary traffic is better bounded by calling the stack from the
+//! connection's task, or by moving the computing to a pool of its own, behind which it can be seen.
+//!
 //! # Design
 //!
 //! Roads not taken: *permits in `poll_ready`*, as tower's `ConcurrencyLimit` has them, which idle clones keep; *"the

@@ -292,3 +292,14 @@ fn near_the_capacity_few_are_refused_and_far_beyond_it_those_let_in_are_fast() {
         }
     }
 }
+
+#[test]
+fn a_cold_start_that_goes_too_far_is_taken_back_within_seconds() {
+    // Two workers that need 50 ms each under ten times their load: what is let in at first takes longer than callers
+    // wait, so nothing at all comes back to learn from.
+    let mut scenario = Scenario::step(Dist::Lowvar, 2, 10.0, 3, 12.0);
+    (scenario.before, scenario.step_at, scenario.until) = (10.0, 0.0, 12.0);
+    let ends = run(scenario, ours);
+    let cold = recovery(&ends, &scenario, 0.0, 11.0, 1.0);
+    assert!(cold <= 2.5, "{cold} s");
+}

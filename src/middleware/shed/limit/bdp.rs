@@ -36,7 +36,8 @@ const STALE: f64 = 80.0;
 /// than 2.5 errors away.
 ///
 /// At the start the limit is 16 and doubles with each window for as long as the throughput follows; where the first
-/// doubling brings nothing it is halved until the throughput follows down.
+/// doubling brings nothing it is halved until the throughput follows down. A limit under which callers time out is
+/// halved at once, and not gone back to.
 ///
 /// The limit is raised only while it is full and lowered only while it is full and requests queue behind it, so
 /// neither an idle hour nor a fast failure moves it. Windows with more than half as many overloads as completions
@@ -68,6 +69,8 @@ pub struct Bdp {
     /// When the floor was confirmed, and the least round trip since.
     confirmed: f64,
     least: f64,
+    /// The least limit at the start under which callers timed out.
+    ceiling: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -225,8 +228,16 @@ impl Bdp {
             // What came before was not saturated, or else the throughput would not have grown.
             self.floor = Estimate::new(before.round_trip.min(seen.round_trip), window.error);
         }
+        let next = (2.0 * seen.limit).min((0.7 * self.ceiling).floor());
+        if next <= seen.limit {
+            // No further without callers timing out. The floor may be less than this; probes will tell.
+            self.floor.refine(seen.round_trip, 0.3);
+            self.peak = Estimate::new(seen.throughput, window.error);
+            self.settle_in(now);
+            return self.close(seen.limit, 0.0);
+        }
         self.phase = Phase::Up(Some(seen));
-        self.close(2.0 * seen.limit, seen.round_trip)
+        self.close(next, seen.round_trip)
     }
 
     fn down(&mut self, window: &Window, now: f64, seen: Full, before: Full) -> Step {
@@ -330,6 +341,7 @@ impl Default for Bdp {
             every: PROBE_EVERY.0,
             confirmed: 0.0,
             least: f64::INFINITY,
+            ceiling: f64::INFINITY,
         }
     }
 }
@@ -345,15 +357,31 @@ impl Limit for Bdp {
 
     fn look(&mut self, window: &Window) -> Step {
         let limit = window.limit as f64;
-        if window.overloads >= 10
-            && window.overloads > window.completions / 2
-            && window.elapsed.as_secs_f64() >= self.floor.or(0.0).max(1.0)
-        {
-            self.phase = match self.phase {
-                Phase::Steady | Phase::Probe => Phase::Steady,
-                _ => Phase::Up(None),
-            };
-            return self.close((0.8 * limit).floor(), 0.0);
+        let elapsed = window.elapsed.as_secs_f64();
+        let found = matches!(self.phase, Phase::Steady | Phase::Probe);
+        // Of a few slots a few timeouts say it all.
+        let many = window.overloads >= 10 || window.overloads as f64 >= limit;
+        if many && window.overloads > window.completions / 2 {
+            if found && elapsed >= self.floor.or(0.0).max(1.0) {
+                self.phase = Phase::Steady;
+                return self.close((0.8 * limit).floor(), 0.0);
+            }
+            // Still looking, and went too far: back at once, and never there again.
+            if !found && elapsed >= 0.3 {
+                self.ceiling = self.ceiling.min(limit);
+                let back = match self.phase {
+                    Phase::Up(Some(before)) if before.limit < limit => {
+                        self.phase = Phase::Down(before);
+                        0.5 * before.limit
+                    }
+                    _ => {
+                        self.phase = Phase::Up(None);
+                        0.5 * limit
+                    }
+                };
+                // Those who were let in before time out meanwhile, and say nothing of the new limit.
+                return self.close(back.floor(), 0.5);
+            }
         }
         if !self.ripe(window) {
             return Step::Wait(AGAIN);
@@ -376,10 +404,7 @@ impl Limit for Bdp {
         match self.phase {
             Phase::Start => {
                 self.phase = Phase::Up(None);
-                self.close(
-                    if window.hit() { 2.0 * limit } else { limit },
-                    seen.round_trip,
-                )
+                self.close(limit, 0.0)
             }
             Phase::Up(before) => self.up(window, now, seen, before, full),
             Phase::Down(before) => self.down(window, now, seen, before),

@@ -69,11 +69,17 @@ impl Codel {
         self.floor = floor.unwrap_or(UNKNOWN).min(Duration::from_secs(60));
     }
 
-    /// Notes the delay of the one who waits longest; zero when nobody does. `tally` is asked once an interval.
-    pub(super) fn note(&mut self, now: Instant, delay: Duration, tally: impl FnOnce() -> Tally) {
+    /// Notes the delay of the one who waits longest; zero when nobody does. `tally` is asked once an interval. Returns
+    /// whether an interval ended.
+    pub(super) fn note(
+        &mut self,
+        now: Instant,
+        delay: Duration,
+        tally: impl FnOnce() -> Tally,
+    ) -> bool {
         if self.end.is_some_and(|end| now <= end) {
             self.least = self.least.min(delay);
-            return;
+            return false;
         }
         self.standing = self.least > self.patience() / 2 || self.refused >= KNEE;
         let tally = tally();
@@ -85,6 +91,7 @@ impl Codel {
         self.before = tally;
         self.end = Some(now + self.interval());
         self.least = delay;
+        true
     }
 
     /// Whether the queue has become a delay line.

@@ -67,6 +67,8 @@ pub(in crate::middleware::shed) struct Lanes {
     nodes: Vec<Node>,
     free: u32,
     waiting: usize,
+    /// The lowest priority that came to wait in this interval of the queue's, and in the one before.
+    came: [usize; 2],
     /// By partition, then by priority.
     lanes: Box<[Lane]>,
 }
@@ -121,6 +123,7 @@ impl Lanes {
             nodes: Vec::new(),
             free: NONE,
             waiting: 0,
+            came: [LEVELS; 2],
             lanes: vec![empty; partitions.max(1) * LEVELS].into(),
         }
     }
@@ -219,7 +222,7 @@ impl Lanes {
             .map(|lane| self.waited(lane.oldest, now))
             .max()
             .unwrap_or_default();
-        self.codel.note(now, delay, tally);
+        self.note(now, delay, tally);
         if !self.codel.sheds(delay) {
             return None;
         }
@@ -293,7 +296,7 @@ impl Lanes {
         } else {
             let left = self.leave(index, now, State::Granted);
             if self.waiting == 0 && self.order == Order::Codel {
-                self.codel.note(now, Duration::ZERO, tally);
+                self.note(now, Duration::ZERO, tally);
             }
             left
         })
@@ -350,13 +353,21 @@ impl Lanes {
         yields.then_some(lane.oldest)
     }
 
-    /// The lowest priority of those who wait.
+    fn note(&mut self, now: Instant, delay: Duration, tally: impl FnOnce() -> Tally) {
+        if self.codel.note(now, delay, tally) {
+            self.came = [LEVELS, self.came[0]];
+        }
+    }
+
+    /// The priority that there is too much of, if it waits: the lowest there is. While lower ones come and are shed,
+    /// those above them are not too many.
     fn lowest(&self) -> Option<usize> {
         let lanes = self.lanes.iter().enumerate();
-        lanes
+        let waits = lanes
             .filter(|(_, lane)| lane.len > 0)
             .map(|(index, _)| index % LEVELS)
-            .min()
+            .min()?;
+        (waits <= self.came[0].min(self.came[1])).then_some(waits)
     }
 
     fn waited(&self, index: u32, now: Instant) -> Duration {
@@ -391,6 +402,8 @@ impl Lanes {
     }
 
     fn link(&mut self, index: u32) {
+        let level = self.nodes[index as usize].entry.priority as usize;
+        self.came[0] = self.came[0].min(level);
         let lane = self.lane(index);
         let before = std::mem::replace(&mut lane.newest, index);
         lane.len += 1;

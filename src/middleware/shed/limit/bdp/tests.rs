@@ -149,7 +149,12 @@ fn nothing_but_overloads_lowers_it_once_a_window() {
         overloads: 500,
         ..Default::default()
     };
-    assert_eq!(bdp.look(&window), Step::Close(Next::of(80, LEAST)));
+    let cut = bdp.look(&window);
+    let settled = Next::of(50, LEAST).after(Duration::from_millis(500));
+    assert_eq!(cut, Step::Close(settled), "still looking");
+    bdp.phase = Phase::Steady;
+    let cut = bdp.look(&window);
+    assert_eq!(cut, Step::Close(Next::of(80, LEAST)), "it knew better");
 }
 
 #[test]
