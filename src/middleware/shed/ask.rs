@@ -18,6 +18,8 @@ pub struct Ask<'a> {
     pub(super) bodiless: bool,
     /// The hook that should have told panicked.
     pub(super) panicked: bool,
+    /// A header that should have told could not be read.
+    pub(super) malformed: bool,
 }
 
 /// Which way a request takes.

@@ -48,6 +48,8 @@ pub struct ShedSnapshot {
     pub abandoned: u64,
     /// Requests that passed by.
     pub bypassed: u64,
+    /// Requests with a deadline or priority that could not be read.
+    pub malformed: u64,
     /// Hooks and algorithms that panicked.
     pub panics: u64,
     /// How many slots each partition holds, and the part it is guaranteed.
@@ -107,6 +109,7 @@ impl ShedHandle {
             streams_refused: cells.sum(at::STREAMS_REFUSED) + cells.sum(at::STREAMS_WOULD),
             abandoned: cells.sum(at::ABANDONED),
             bypassed: cells.sum(at::BYPASSED),
+            malformed: cells.sum(at::MALFORMED),
             panics: cells.sum(at::PANICS) + seen.panics,
             partitions: partitions
                 .map(|(index, (name, part))| {
@@ -213,6 +216,7 @@ impl Inspect for ShedHandle {
             ("streams_refused", snapshot.streams_refused.into()),
             ("abandoned", snapshot.abandoned.into()),
             ("bypassed", snapshot.bypassed.into()),
+            ("malformed", snapshot.malformed.into()),
             ("panics", snapshot.panics.into()),
             ("partitions", Value::list(partitions)),
             ("floor", snapshot.floor.map_or(Value::Null, Value::from)),

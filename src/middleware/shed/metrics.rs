@@ -168,6 +168,11 @@ fn counters(name: &Labels, state: &State, snapshot: &ShedSnapshot, families: &mu
             snapshot.bypassed,
         ),
         (
+            "tower_flow_shed_malformed",
+            "Requests with a deadline or priority that could not be read",
+            snapshot.malformed,
+        ),
+        (
             "tower_flow_shed_panics",
             "Hooks and algorithms that panicked",
             snapshot.panics,

@@ -105,7 +105,7 @@
 //! | `tower_flow_shed_would_reject_total` | counter | `reason` |
 //! | `tower_flow_shed_outcomes_total` | counter | `outcome` (`success`, `overload`, `ignore`, `cancelled`) |
 //! | `tower_flow_shed_streams_admitted_total`, `tower_flow_shed_streams_rejected_total`, `tower_flow_shed_streams_would_reject_total` | counter | |
-//! | `tower_flow_shed_abandoned_total`, `tower_flow_shed_bypassed_total`, `tower_flow_shed_panics_total` | counter | |
+//! | `tower_flow_shed_abandoned_total`, `tower_flow_shed_bypassed_total`, `tower_flow_shed_malformed_total`, `tower_flow_shed_panics_total` | counter | |
 //! | `tower_flow_shed_queue_wait_seconds` | histogram | |
 //! | `tower_flow_shed_rtt_floor_seconds`, `tower_flow_shed_rtt_window_seconds`, `tower_flow_shed_gradient`, `tower_flow_shed_probe_active` | gauge | |
 //! | `tower_flow_shed_pressure`, `tower_flow_shed_pressure_state` | gauge | `signal` |

@@ -49,8 +49,10 @@ pub(super) mod at {
     pub(in super::super) const STREAMS_WOULD: usize = STREAMS_REFUSED + 1;
     /// Gone before they were let in or refused.
     pub(in super::super) const ABANDONED: usize = STREAMS_WOULD + 1;
+    /// Requests with a header that could not be read.
+    pub(in super::super) const MALFORMED: usize = ABANDONED + 1;
     /// By reason, then by priority.
-    pub(in super::super) const REFUSED: usize = ABANDONED + 1;
+    pub(in super::super) const REFUSED: usize = MALFORMED + 1;
     /// By reason.
     pub(in super::super) const WOULD: usize = REFUSED + 4 * super::REASONS.len();
     /// How long those who waited did: the sum, then the buckets.

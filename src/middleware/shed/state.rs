@@ -140,6 +140,9 @@ impl State {
         if ask.panicked {
             cells.add(at::PANICS, 1);
         }
+        if ask.malformed {
+            cells.add(at::MALFORMED, 1);
+        }
         let admitted = at::ADMITTED + ask.priority as usize;
         let timed = state.sampler.times(cells.get(admitted));
         let mut start = UNTIMED;

@@ -17,7 +17,7 @@ use crate::base::stats::Lease;
 /// - `grpc-timeout` and Envoy's `x-envoy-expected-rq-timeout-ms` say how long its caller will wait;
 /// - listed paths pass by, others are streams.
 ///
-/// What a header says that cannot be read counts as not said.
+/// What a header says that cannot be read counts as not said; such requests are counted.
 #[derive(Debug, Clone)]
 pub struct HttpTriage {
     pub(super) rules: Lease<PathRules>,
@@ -79,6 +79,7 @@ impl<B> Triage<Request<B>> for HttpTriage {
         }
         let [grpc, envoy] = header::find(req.headers(), ["grpc-timeout", ENVOY_TIMEOUT]);
         let asked = grpc.and_then(grpc_timeout).or_else(|| milliseconds(envoy?));
+        ask.malformed = asked.is_none() && (grpc.is_some() || envoy.is_some());
         ask.timeout = match (asked, rules.timeout) {
             (Some(asked), Some(granted)) => Some(asked.min(granted)),
             (asked, granted) => asked.or(granted),
@@ -91,7 +92,10 @@ impl<B> Triage<Request<B>> for HttpTriage {
         }
         let text = |name: &Option<HeaderName>| req.headers().get(name.as_ref()?)?.to_str().ok();
         if rules.priority.is_some() && req.extensions().get::<Priority>().is_none() {
+            let header = rules.priority.as_ref();
+            let there = header.is_some_and(|name| req.headers().contains_key(name));
             let said = text(&rules.priority).and_then(|text| text.parse().ok());
+            ask.malformed |= there && said.is_none();
             ask.priority = said.unwrap_or_default();
         }
         if rules.partition.is_some() {
