@@ -4,8 +4,8 @@ use std::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use super::admission::Admission;
 use super::protocol::{Held, Protocol};
-use super::state::Admission;
 use super::waiting::Waiting;
 
 pin_project! {

@@ -3,18 +3,21 @@
 use std::fmt::Display;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Buf;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::classify::{ByStatus, ClassifyResponse, Verdict};
+use super::layer::ShedLayer;
 use super::permit::Permit;
 use super::protocol::{Held, Rules, guarded};
 use super::refusal::Refusal;
 use super::refused::Refused;
 use super::reject::{AsHttp, Refuse, Reject};
+use super::triage::HttpTriage;
 use crate::base::body::{End, Observe, ObservedBody};
 use crate::base::clock::{self, Instant, Moment};
 
@@ -35,6 +38,98 @@ pub struct Http<C = ByStatus, K = AsHttp> {
     pub(super) classify: C,
     pub(super) reject: Reject<K>,
     pub(super) hold: Hold,
+}
+
+// ===== impl ShedLayer =====
+
+impl<C, K> ShedLayer<HttpTriage, Http<C, K>> {
+    /// The health routes (default) and these pass by, counted. A path that ends in a slash stands for all below it.
+    #[must_use]
+    pub fn bypass<I: Into<String>>(mut self, paths: impl IntoIterator<Item = I>) -> Self {
+        let paths = paths.into_iter().map(Into::into);
+        self.triage.change(|rules| rules.bypass.extend(paths));
+        self
+    }
+
+    /// No path (default), or these are long-lived streams: they hold slots of their own pool and are never samples.
+    /// A path that ends in a slash stands for all below it.
+    #[must_use]
+    pub fn streaming<I: Into<String>>(mut self, paths: impl IntoIterator<Item = I>) -> Self {
+        let paths = paths.into_iter().map(Into::into);
+        self.triage.change(|rules| rules.streams.extend(paths));
+        self
+    }
+
+    /// Priorities are taken from extensions alone (default), or from this header too. Whoever can set it can claim to
+    /// be critical: name one that your edge overwrites.
+    #[must_use]
+    pub fn priority_header(mut self, name: HeaderName) -> Self {
+        self.triage.change(|rules| rules.priority = Some(name));
+        self
+    }
+
+    /// No header (default), or the one that names a request's [`partition`](Self::partition). Whoever can set it can use
+    /// another's share: name one that your edge overwrites.
+    #[must_use]
+    pub fn partition_header(mut self, name: HeaderName) -> Self {
+        self.triage.change(|rules| rules.partition = Some(name));
+        self
+    }
+
+    /// At random (default), or by this header's value: whose requests are shed first when part of a priority is. Whoever
+    /// can set it can try values until one is let in: name one that your edge overwrites.
+    #[must_use]
+    pub fn cohort_header(mut self, name: HeaderName) -> Self {
+        self.triage.change(|rules| rules.cohort = Some(name));
+        self
+    }
+
+    /// Only the deadlines that requests bring (default), or at most `timeout` for each.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.triage.change(|rules| rules.timeout = Some(timeout));
+        self
+    }
+
+    /// To the end of the response's body (default), or only to its headers.
+    #[must_use]
+    pub fn hold(mut self, hold: Hold) -> Self {
+        self.protocol.hold = hold;
+        self
+    }
+
+    /// By status (default), or by a classifier of yours.
+    pub fn classify_response<D: ClassifyResponse>(
+        self,
+        classify: D,
+    ) -> ShedLayer<HttpTriage, Http<D, K>> {
+        self.protocol(|Http { reject, hold, .. }| Http {
+            classify,
+            reject,
+            hold,
+        })
+    }
+
+    /// With a response (default), or in another way; see [`Reject`].
+    pub fn reject<J>(self, reject: Reject<J>) -> ShedLayer<HttpTriage, Http<C, J>> {
+        self.protocol(|Http { classify, hold, .. }| Http {
+            classify,
+            reject,
+            hold,
+        })
+    }
+
+    /// With a response (default), or with one of your making.
+    pub fn reject_by<F>(self, answer: F) -> ShedLayer<HttpTriage, Http<C, F>>
+    where
+        F: Fn(&Refusal) -> Response<()>,
+    {
+        self.reject(Reject { kind: answer })
+    }
+
+    fn protocol<Q>(self, with: impl FnOnce(Http<C, K>) -> Q) -> ShedLayer<HttpTriage, Q> {
+        self.map(|triage, protocol| (triage, with(protocol)))
+    }
 }
 
 // ===== impl Http =====

@@ -1,11 +1,10 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::HeaderName;
 use tower_layer::Layer;
 
 use super::ask::{AllEqual, Triage};
-use super::classify::{ByGrpcStatus, Classify, ClassifyResponse};
+use super::classify::{ByGrpcStatus, Classify};
 use super::handle::ShedHandle;
 use super::http::{Hold, Http};
 use super::limit::{Aimd, Bdp, Fixed, Limit};
@@ -24,8 +23,8 @@ use crate::base::stats::Lease;
 /// All services it makes, and all their clones, share one gate. [`per_service`](Self::per_service) opts out.
 #[derive(Debug, Clone)]
 pub struct ShedLayer<T = AllEqual, P = Plain> {
-    triage: T,
-    protocol: P,
+    pub(super) triage: T,
+    pub(super) protocol: P,
     options: Options,
     per_service: bool,
     state: Arc<OnceLock<Arc<State>>>,
@@ -39,20 +38,20 @@ pub type GrpcShedLayer = ShedLayer<HttpTriage, Http<ByGrpcStatus, AsGrpc>>;
 
 /// What the state is made of.
 #[derive(Debug, Clone)]
-struct Options {
-    name: Arc<str>,
-    limit: Arc<dyn MakeLimit>,
-    queue: Queue,
-    partitions: Vec<(Arc<str>, f64)>,
-    streams: usize,
-    pressures: Vec<Pressure>,
-    max_cut: f64,
-    min_limit: usize,
-    dry_run: bool,
+pub(super) struct Options {
+    pub(super) name: Arc<str>,
+    pub(super) limit: Arc<dyn MakeLimit>,
+    pub(super) queue: Queue,
+    pub(super) partitions: Vec<(Arc<str>, f64)>,
+    pub(super) streams: usize,
+    pub(super) pressures: Vec<Pressure>,
+    pub(super) max_cut: f64,
+    pub(super) min_limit: usize,
+    pub(super) dry_run: bool,
 }
 
 /// A limit algorithm to start from.
-trait MakeLimit: std::fmt::Debug + Send + Sync {
+pub(super) trait MakeLimit: std::fmt::Debug + Send + Sync {
     fn make(&self) -> Box<dyn Limit>;
 }
 
@@ -112,7 +111,7 @@ impl<T> ShedLayer<T> {
     /// The form for HTTP services: requests say how urgent they are, slots are held to the end of the bodies, refusals
     /// are responses. `/healthz`, `/livez` and `/readyz` pass by: who sheds probes is restarted for being busy.
     pub fn http(self) -> HttpShedLayer {
-        let layer = self.with(HttpTriage::default(), Http::default());
+        let layer = self.map(|_, _| (HttpTriage::default(), Http::default()));
         layer.bypass(["/healthz", "/livez", "/readyz"])
     }
 
@@ -124,26 +123,13 @@ impl<T> ShedLayer<T> {
             reject: Reject::grpc(),
             hold: Hold::Body,
         };
-        let layer = self.with(HttpTriage::default(), protocol);
+        let layer = self.map(|_, _| (HttpTriage::default(), protocol));
         layer.bypass(["/grpc.health.v1.Health/"])
     }
 
     /// An error is judged by its causes (default), or results by `classify`.
     pub fn classify<C>(self, classify: C) -> ShedLayer<T, Plain<C>> {
-        let Self {
-            triage,
-            options,
-            per_service,
-            state,
-            ..
-        } = self;
-        ShedLayer {
-            triage,
-            protocol: Plain { classify },
-            options,
-            per_service,
-            state,
-        }
+        self.map(|triage, _| (triage, Plain { classify }))
     }
 
     /// An error is judged by its causes (default), or results by a function of yours.
@@ -159,20 +145,7 @@ impl<T> ShedLayer<T> {
 impl<P> ShedLayer<AllEqual, P> {
     /// All requests are equal (default), or `triage` tells what to know of each.
     pub fn triage<T>(self, triage: T) -> ShedLayer<T, P> {
-        let Self {
-            protocol,
-            options,
-            per_service,
-            state,
-            ..
-        } = self;
-        ShedLayer {
-            triage,
-            protocol,
-            options,
-            per_service,
-            state,
-        }
+        self.map(|_, protocol| (triage, protocol))
     }
 
     /// All requests are equal (default), or a function of yours tells what to know of each.
@@ -182,102 +155,6 @@ impl<P> ShedLayer<AllEqual, P> {
         F: Triage<Req>,
     {
         self.triage(triage)
-    }
-}
-
-impl<C, K> ShedLayer<HttpTriage, Http<C, K>> {
-    /// The health routes (default) and these pass by, counted. A path that ends in a slash stands for all below it.
-    #[must_use]
-    pub fn bypass<I: Into<String>>(mut self, paths: impl IntoIterator<Item = I>) -> Self {
-        let paths = paths.into_iter().map(Into::into);
-        self.triage.change(|rules| rules.bypass.extend(paths));
-        self
-    }
-
-    /// No path (default), or these are long-lived streams: they hold slots of their own pool and are never samples.
-    /// A path that ends in a slash stands for all below it.
-    #[must_use]
-    pub fn streaming<I: Into<String>>(mut self, paths: impl IntoIterator<Item = I>) -> Self {
-        let paths = paths.into_iter().map(Into::into);
-        self.triage.change(|rules| rules.streams.extend(paths));
-        self
-    }
-
-    /// Priorities are taken from extensions alone (default), or from this header too. Whoever can set it can claim to
-    /// be critical: name one that your edge overwrites.
-    #[must_use]
-    pub fn priority_header(mut self, name: HeaderName) -> Self {
-        self.triage.change(|rules| rules.priority = Some(name));
-        self
-    }
-
-    /// No header (default), or the one that names a request's [`partition`](Self::partition). Whoever can set it can use
-    /// another's share: name one that your edge overwrites.
-    #[must_use]
-    pub fn partition_header(mut self, name: HeaderName) -> Self {
-        self.triage.change(|rules| rules.partition = Some(name));
-        self
-    }
-
-    /// At random (default), or by this header's value: whose requests are shed first when part of a priority is. Whoever
-    /// can set it can try values until one is let in: name one that your edge overwrites.
-    #[must_use]
-    pub fn cohort_header(mut self, name: HeaderName) -> Self {
-        self.triage.change(|rules| rules.cohort = Some(name));
-        self
-    }
-
-    /// Only the deadlines that requests bring (default), or at most `timeout` for each.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.triage.change(|rules| rules.timeout = Some(timeout));
-        self
-    }
-
-    /// To the end of the response's body (default), or only to its headers.
-    #[must_use]
-    pub fn hold(mut self, hold: Hold) -> Self {
-        self.protocol.hold = hold;
-        self
-    }
-
-    /// By status (default), or by a classifier of yours.
-    pub fn classify_response<D: ClassifyResponse>(
-        self,
-        classify: D,
-    ) -> ShedLayer<HttpTriage, Http<D, K>> {
-        self.map(|Http { reject, hold, .. }| Http {
-            classify,
-            reject,
-            hold,
-        })
-    }
-
-    /// With a response (default), or in another way; see [`Reject`].
-    pub fn reject<J>(self, reject: Reject<J>) -> ShedLayer<HttpTriage, Http<C, J>> {
-        self.map(|Http { classify, hold, .. }| Http {
-            classify,
-            reject,
-            hold,
-        })
-    }
-
-    /// With a response (default), or with one of your making.
-    pub fn reject_by<F>(self, answer: F) -> ShedLayer<HttpTriage, Http<C, F>>
-    where
-        F: Fn(&super::Refusal) -> http::Response<()>,
-    {
-        self.reject(Reject { kind: answer })
-    }
-
-    fn map<Q>(self, map: impl FnOnce(Http<C, K>) -> Q) -> ShedLayer<HttpTriage, Q> {
-        ShedLayer {
-            triage: self.triage,
-            protocol: map(self.protocol),
-            options: self.options,
-            per_service: self.per_service,
-            state: self.state,
-        }
     }
 }
 
@@ -412,7 +289,9 @@ impl<T, P> ShedLayer<T, P> {
         ShedHandle::new(self.state().clone())
     }
 
-    fn with<U, Q>(self, triage: U, protocol: Q) -> ShedLayer<U, Q> {
+    /// The same with another triage and protocol.
+    pub(super) fn map<U, Q>(self, map: impl FnOnce(T, P) -> (U, Q)) -> ShedLayer<U, Q> {
+        let (triage, protocol) = map(self.triage, self.protocol);
         ShedLayer {
             triage,
             protocol,
@@ -438,17 +317,7 @@ impl<T, P> ShedLayer<T, P> {
     }
 
     fn make(&self) -> Arc<State> {
-        let options = self.options.clone();
-        Arc::new(State::new(
-            options.name,
-            options.limit.make(),
-            options.queue,
-            options.partitions,
-            options.streams,
-            Pressures::new(options.pressures),
-            (options.max_cut, options.min_limit),
-            options.dry_run,
-        ))
+        Arc::new(State::new(&self.options))
     }
 }
 

@@ -143,6 +143,7 @@
 //! pending; *a semaphore for the limit*, which owes permits whenever the limit falls; *one limit for each route*, which
 //! cannot know what the others take.
 
+mod admission;
 mod ask;
 mod classify;
 mod expiry;

@@ -1,37 +1,26 @@
-//! What all services of a layer share: the gate, the sampler, the signals, and the way a request takes through them.
+//! What all services of a layer share: the gate, the sampler, the signals, and the limit that is in force.
 //!
 //! # Invariants
 //!
-//! - A [`Permit`] is made for everybody who is let in, before any foreign code runs, and is the only thing that gives a
-//!   slot back: by [`Permit::end`] or by its `Drop`, whichever is first, and once.
-//! - A [`Waiting`] owns its ticket until it becomes a permit or a refusal; dropped before that it gives the ticket up.
 //! - The limit in force is the one set by hand, else the algorithm's less what the signals take. Only then does the
 //!   algorithm see the traffic: it never learns from a limit it did not choose.
+//! - Whoever changes one of these does so before it puts the limit in force, one at a time: the last to come sees all.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::ask::{Ask, Kind};
 use super::expiry::Expiry;
 use super::gate::{self, Gate, Listener};
-use super::limit::Limit;
-use super::permit::{BOUNDLESS, Holds, Permit, UNSAMPLED, UNTIMED};
-use super::queue::{Entry, Left, Queue, Refused, Tally, Ticket};
-use super::refusal::Refusal;
-use super::sampler::{Sampler, at, reason_index, refused_at};
-use super::waiting::Waiting;
+use super::layer::Options;
+use super::queue::{Left, Queue, Tally};
+use super::sampler::{Sampler, at};
 use crate::base::clock::{self, Instant, nanos};
-use crate::base::deadline::Deadline;
-use crate::base::error::Reason;
 use crate::base::signal::Pressures;
-use crate::base::stats::{Bounds, Lease};
+use crate::base::stats::Bounds;
 
 /// A priority level is divided into so many cohorts.
-const COHORTS: u32 = 128;
-
-/// Nobody is told to come back later than half as long again.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+pub(super) const COHORTS: u32 = 128;
 
 /// What all services of a layer share.
 #[derive(Debug)]
@@ -49,15 +38,15 @@ pub(super) struct State {
     listens: bool,
     max_cut: f64,
     min_limit: usize,
-    live: Live,
+    pub(super) live: Live,
 }
 
 /// What changes while it runs, other than by requests.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Live {
+pub(super) struct Live {
     /// Requests whose rank, priority by cohort, is below it are shed.
-    threshold: AtomicU32,
+    pub(super) threshold: AtomicU32,
     dry: AtomicBool,
     /// The limit set by hand; zero for none.
     manual: AtomicUsize,
@@ -66,18 +55,11 @@ struct Live {
     /// How much the signals press, as the bits of a float.
     pressure: AtomicU64,
     /// How long one waiting request takes to drain, in nanoseconds.
-    drain: AtomicU64,
+    pub(super) drain: AtomicU64,
     /// Held while the limit is put in force.
     enforcing: Mutex<()>,
     /// Where the next cohort is drawn, for those who have none.
-    draws: AtomicU32,
-}
-
-/// How a request was received.
-pub(super) enum Admission {
-    Go(Permit),
-    Wait(Waiting),
-    Refuse(Refusal),
+    pub(super) draws: AtomicU32,
 }
 
 crate::leased!(State);
@@ -85,17 +67,12 @@ crate::leased!(State);
 // ===== impl State =====
 
 impl State {
-    #[allow(clippy::too_many_arguments)] // Once, from the layer's options.
-    pub(super) fn new(
-        name: Arc<str>,
-        limit: Box<dyn Limit>,
-        queue: Queue,
-        partitions: Vec<(Arc<str>, f64)>,
-        streams: usize,
-        pressures: Pressures,
-        (max_cut, min_limit): (f64, usize),
-        dry: bool,
-    ) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
+        let limit = options.limit.make();
+        let Options {
+            queue, partitions, ..
+        } = options.clone();
+        let pressures = Pressures::new(options.pressures.clone());
         let waits = Bounds::client_golang();
         let start = limit.start().clamp(1, gate::MOST);
         let mut parts: Vec<_> = partitions.iter().map(|(_, part)| *part).collect();
@@ -106,11 +83,11 @@ impl State {
         Self {
             sampler: Sampler::new(limit, waits.buckets(), clock::now()),
             gate: Gate::new(start, &queue, &parts),
-            streams: Gate::new(streams, &Queue::none(), &[]),
+            streams: Gate::new(options.streams, &Queue::none(), &[]),
             expiry: Expiry::default(),
             live: Live {
                 threshold: AtomicU32::new(0),
-                dry: AtomicBool::new(dry),
+                dry: AtomicBool::new(options.dry_run),
                 manual: AtomicUsize::new(0),
                 chosen: AtomicUsize::new(start),
                 pressure: AtomicU64::new(0),
@@ -118,245 +95,15 @@ impl State {
                 enforcing: Mutex::new(()),
                 draws: AtomicU32::new(0),
             },
-            name,
+            name: options.name.clone(),
             queue,
             waits,
             partitions: partitions.into(),
             listens: !pressures.is_empty(),
             pressures,
-            max_cut,
-            min_limit,
+            max_cut: options.max_cut,
+            min_limit: options.min_limit,
         }
-    }
-
-    /// Receives a request.
-    #[inline]
-    pub(super) fn receive(lease: &Lease<Self>, ask: Ask<'_>) -> Admission {
-        let state = &**lease;
-        if ask.kind != Kind::Unary {
-            return Self::aside(lease, ask);
-        }
-        let cells = state.sampler.cells.local();
-        if ask.panicked {
-            cells.add(at::PANICS, 1);
-        }
-        if ask.malformed {
-            cells.add(at::MALFORMED, 1);
-        }
-        let admitted = at::ADMITTED + ask.priority as usize;
-        let timed = state.sampler.times(cells.get(admitted));
-        let mut start = UNTIMED;
-        let mut deadline = None;
-        if timed || ask.deadline.is_some() || ask.timeout.is_some() {
-            let now = clock::now();
-            deadline = ask.latest(now);
-            let at = state.sampler.at(now);
-            state.tick(now, at);
-            if deadline.is_some_and(|deadline| deadline.passed(now)) {
-                return Self::turn_away(lease, &ask, Reason::Deadline);
-            }
-            start = if timed { at } else { at | UNSAMPLED };
-        }
-        let threshold = state.live.threshold.load(Relaxed);
-        if threshold > 0 && state.rank(&ask) < threshold {
-            return Self::turn_away(lease, &ask, Reason::Pressure);
-        }
-        let partition = state.partition(ask.partition);
-        match state.gate.try_admit(partition) {
-            Ok(in_flight) => {
-                cells.add(admitted, 1);
-                state.sampler.admitted(&cells, in_flight);
-                Admission::Go(Permit {
-                    state: lease.clone(),
-                    start,
-                    deadline: state.bound(deadline),
-                    ticket: Ticket::NONE,
-                    partition,
-                    holds: Holds::Slot,
-                    bodiless: ask.bodiless,
-                })
-            }
-            Err(_) => Self::full(lease, &ask, deadline, partition),
-        }
-    }
-
-    #[inline]
-    pub(super) fn bound(&self, deadline: Option<Deadline>) -> u64 {
-        match deadline {
-            Some(deadline) => self.sampler.at(deadline.moment()),
-            None => BOUNDLESS,
-        }
-    }
-
-    /// The gate is full: wait or be refused.
-    #[cold]
-    fn full(
-        lease: &Lease<Self>,
-        ask: &Ask<'_>,
-        deadline: Option<Deadline>,
-        partition: u16,
-    ) -> Admission {
-        let state = &**lease;
-        let cells = state.sampler.cells.local();
-        let limit = state.gate.occupancy().limit;
-        state
-            .sampler
-            .admitted(&cells, u32::try_from(limit).unwrap_or(u32::MAX));
-        if state.queue.max == Some(0) {
-            let named = usize::from(partition) < state.partitions.len();
-            let reason = match named && !state.gate.under(partition) {
-                true => Reason::Quota,
-                false => Reason::Limit,
-            };
-            return Self::turn_away(lease, ask, reason);
-        }
-        let now = clock::now();
-        let latest = now + state.queue.timeout;
-        let entry = Entry {
-            priority: ask.priority,
-            partition,
-            deadline,
-            until: deadline.map_or(latest, |deadline| latest.min(deadline.moment())),
-            ghost: state.is_dry(),
-        };
-        let refused = match state.gate.enqueue(now, entry, state) {
-            Ok(ticket) if entry.ghost => {
-                Expiry::watch(lease.shared());
-                return Admission::Go(Permit {
-                    state: lease.clone(),
-                    start: state.sampler.at(now),
-                    deadline: state.bound(deadline),
-                    ticket,
-                    partition,
-                    holds: Holds::Ghost(ask.priority),
-                    bodiless: ask.bodiless,
-                });
-            }
-            Ok(ticket) => {
-                Expiry::watch(lease.shared());
-                return Admission::Wait(Waiting {
-                    state: lease.clone(),
-                    ticket: Some(ticket),
-                    entry,
-                    bodiless: ask.bodiless,
-                });
-            }
-            Err(refused) => refused,
-        };
-        Self::turn_away(lease, ask, refused.reason)
-    }
-
-    /// Streams and those who pass by.
-    #[cold]
-    fn aside(lease: &Lease<Self>, ask: Ask<'_>) -> Admission {
-        let state = &**lease;
-        let cells = state.sampler.cells.local();
-        let holds = match ask.kind {
-            Kind::Stream => match state.streams.try_admit(0) {
-                Ok(_) => {
-                    cells.add(at::STREAMS, 1);
-                    Holds::Stream
-                }
-                Err(_) => return Self::turn_away(lease, &ask, Reason::Limit),
-            },
-            _ => {
-                cells.add(at::BYPASSED, 1);
-                Holds::Nothing
-            }
-        };
-        Admission::Go(Permit::aside(lease.clone(), holds, ask.bodiless))
-    }
-
-    /// Refuses, or in a dry run notes that it would and lets pass.
-    #[cold]
-    fn turn_away(lease: &Lease<Self>, ask: &Ask<'_>, reason: Reason) -> Admission {
-        let state = &**lease;
-        let refused = Refused {
-            reason,
-            priority: ask.priority,
-        };
-        if reason == Reason::Pressure {
-            // While all of a kind are refused nobody else looks at what they are refused for.
-            state.tick_now();
-        }
-        if ask.kind == Kind::Stream {
-            let cells = state.sampler.cells.local();
-            let at = match state.is_dry() {
-                true => at::STREAMS_WOULD,
-                false => at::STREAMS_REFUSED,
-            };
-            cells.add(at, 1);
-        } else {
-            state.count(refused, state.is_dry());
-        }
-        if state.is_dry() {
-            let permit = Permit::aside(lease.clone(), Holds::Nothing, ask.bodiless);
-            return Admission::Go(permit);
-        }
-        let gate = match ask.kind {
-            Kind::Stream => &state.streams,
-            _ => &state.gate,
-        };
-        Admission::Refuse(state.refusal(refused, gate))
-    }
-
-    /// Counts a refusal, or what would have been one.
-    fn count(&self, refused: Refused, would: bool) {
-        let cells = self.sampler.cells.local();
-        if would {
-            cells.add(at::WOULD + reason_index(refused.reason), 1);
-        } else {
-            cells.add(refused_at(refused.reason, refused.priority), 1);
-        }
-    }
-
-    pub(super) fn refusal(&self, refused: Refused, gate: &Gate) -> Refusal {
-        let occupancy = gate.occupancy();
-        let (waiting, places) = match self.queue.max {
-            Some(0) => (0, 0),
-            _ => gate.with_queue(|queue| (queue.waiting(), queue.places())),
-        };
-        let drain = Duration::from_nanos(self.live.drain.load(Relaxed));
-        let ahead = u32::try_from(waiting + 1).unwrap_or(u32::MAX);
-        // Half to one and a half times, so that those who were refused together do not come back together.
-        let draw = self.live.draws.fetch_add(1, Relaxed).wrapping_mul(GOLDEN);
-        let jitter = 0.5 + f64::from(draw) / f64::from(u32::MAX);
-        let retry_after = drain
-            .saturating_mul(ahead)
-            .min(LONGEST_RETRY)
-            .mul_f64(jitter);
-        Refusal {
-            reason: refused.reason,
-            priority: refused.priority,
-            in_flight: occupancy.in_flight,
-            limit: occupancy.limit,
-            waiting,
-            places,
-            retry_after: retry_after.max(Duration::from_millis(1)),
-        }
-    }
-
-    /// Where a request stands when part of all is shed: its priority, and within it its cohort.
-    #[cold]
-    fn rank(&self, ask: &Ask<'_>) -> u32 {
-        let cohort = match ask.cohort {
-            // The high bits, which a multiplication mixes best.
-            Some(hash) => (hash.wrapping_mul(GOLDEN_WIDE) >> 32) as u32,
-            None => self.live.draws.fetch_add(1, Relaxed).wrapping_mul(GOLDEN),
-        };
-        ask.priority as u32 * COHORTS + (cohort >> 25)
-    }
-
-    #[inline]
-    fn partition(&self, name: Option<&str>) -> u16 {
-        if self.partitions.is_empty() {
-            return 0;
-        }
-        let found = self
-            .partitions
-            .iter()
-            .position(|(known, _)| name == Some(&**known));
-        found.unwrap_or(self.partitions.len()) as u16
     }
 
     pub(super) fn is_dry(&self) -> bool {
@@ -449,9 +196,6 @@ impl State {
         }
     }
 }
-
-const GOLDEN: u32 = 0x9e37_79b9;
-const GOLDEN_WIDE: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Listener for State {
     fn left(&self, left: &Left) {
