@@ -5,7 +5,7 @@ mod estimate;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Facts, Limit, Next, Step, Window};
+use super::{Facts, Limit, Next, Step, Window, ordered, positive};
 use estimate::Estimate;
 
 /// How often a window that is not ripe is looked at again.
@@ -105,11 +105,7 @@ impl Bdp {
     /// When it is 0.
     #[must_use]
     pub fn initial(mut self, limit: usize) -> Self {
-        assert!(
-            limit > 0,
-            "the initial limit must be at least 1, not {limit}"
-        );
-        self.initial = limit;
+        self.initial = positive("initial", limit);
         self
     }
 
@@ -120,13 +116,7 @@ impl Bdp {
     /// When the least is 0 or above the highest.
     #[must_use]
     pub fn bounds(mut self, bounds: RangeInclusive<usize>) -> Self {
-        let (min, max) = bounds.into_inner();
-        assert!(min > 0, "the least limit must be at least 1, not {min}");
-        assert!(
-            min <= max,
-            "the least limit, {min}, must not be above the highest, {max}"
-        );
-        (self.min, self.max) = (min, max);
+        (self.min, self.max) = ordered(bounds);
         self
     }
 

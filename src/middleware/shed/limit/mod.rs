@@ -32,6 +32,7 @@ mod settable;
 mod vegas;
 
 use std::fmt::Debug;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub use aimd::Aimd;
@@ -174,4 +175,24 @@ impl Next {
         self.settle = settle;
         self
     }
+}
+
+/// `limit`, unless it would refuse everything.
+fn positive(which: &str, limit: usize) -> usize {
+    assert!(
+        limit > 0,
+        "the {which} limit must be at least 1, not {limit}"
+    );
+    limit
+}
+
+/// The ends of `bounds`, unless they would refuse everything or are the wrong way round.
+fn ordered(bounds: RangeInclusive<usize>) -> (usize, usize) {
+    let (min, max) = bounds.into_inner();
+    let min = positive("least", min);
+    assert!(
+        min <= max,
+        "the least limit, {min}, must not be above the highest, {max}"
+    );
+    (min, max)
 }
