@@ -43,7 +43,7 @@ where
     S: Service<Req>,
     P: Protocol<Req, S::Response, S::Error>,
 {
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(
         admission: Admission,
         inner: impl FnOnce() -> S,
