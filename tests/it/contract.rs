@@ -169,6 +169,16 @@ where
     B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static,
 {
     readiness_is_the_inner_services(make());
+    the_rest(make);
+}
+
+/// All but readiness, which layers treat in one of two ways.
+fn the_rest<L, B>(make: impl Fn() -> Subject<L>)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError> + Clone,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
     errors_pass_through(make());
     a_clone_starts_fresh(make());
     bodies_pass_through(make());
@@ -481,14 +491,7 @@ fn shed<T, P>(layer: ShedLayer<T, P>) -> Subject<ShedLayer<T, P>> {
 /// Shedding is always ready and awaits its service's readiness in the future; all else is as it is for others.
 #[test]
 fn shed_keeps_it() {
-    let plain = || shed(ShedLayer::adaptive());
-    readiness_is_awaited_inside(plain());
-    errors_pass_through(plain());
-    a_clone_starts_fresh(plain());
-    bodies_pass_through(plain());
-    cancelling_anywhere_gives_back(plain());
-    a_panic_anywhere_gives_back(plain());
-    two_services_of_a_layer_share_state(plain());
+    suite_of_ready(|| shed(ShedLayer::adaptive()));
     suite_of_ready(|| shed(ShedLayer::adaptive().http()));
     suite_of_ready(|| shed(ShedLayer::fixed(1).queue(Queue::none()).http()));
     suite_of_ready(|| shed(ShedLayer::adaptive().grpc()));
@@ -513,12 +516,7 @@ where
     B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static,
 {
     readiness_is_awaited_inside(make());
-    errors_pass_through(make());
-    a_clone_starts_fresh(make());
-    bodies_pass_through(make());
-    cancelling_anywhere_gives_back(make());
-    a_panic_anywhere_gives_back(make());
-    two_services_of_a_layer_share_state(make());
+    the_rest(make);
 }
 
 fn readiness_is_awaited_inside<L, B>(subject: Subject<L>)

@@ -159,6 +159,13 @@ impl State {
     fn aside(lease: &Lease<Self>, ask: Ask<'_>) -> Admission {
         let state = &**lease;
         let cells = state.sampler.cells.local();
+        let bounded = ask.deadline.is_some() || ask.timeout.is_some();
+        if ask.kind == Kind::Stream && bounded {
+            let now = clock::now();
+            if ask.latest(now).is_some_and(|deadline| deadline.passed(now)) {
+                return Self::turn_away(lease, &ask, Reason::Deadline);
+            }
+        }
         let holds = match ask.kind {
             Kind::Stream => match state.streams.try_admit(0) {
                 Ok(_) => {

@@ -817,6 +817,11 @@ async fn an_algorithm_that_panics_over_its_facts_costs_nobody_a_slot() {
 
 #[tokio::test]
 async fn refused_streams_are_in_books_of_their_own() {
+    let late = ShedLayer::fixed(10);
+    let late = late.triage_by(|_: &()| Ask::new().stream().timeout(Duration::ZERO));
+    let rejection = refused(task::spawn(late.layer(Desk::default()).call(())).poll());
+    assert_eq!(rejection.reason(), Reason::Deadline, "nobody waits for it");
+
     let layer = ShedLayer::fixed(10).streams(1);
     let layer = layer.triage_by(|_: &()| Ask::new().stream());
     let handle = layer.handle();
