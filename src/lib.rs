@@ -26,7 +26,7 @@
 //!
 //! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`], [`watch`],
 //!   [`deadline`], [`priority`], [`error`], [`clock`];
-//! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`shed`], [`throttle`];
+//! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`pool`], [`shed`], [`throttle`];
 //! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
 //!
 //! # Features
@@ -38,6 +38,8 @@
 //! | `grpc` | [`grpc`] |
 //! | `timing` | [`timing`], [`signal::LatencySignal`] |
 //! | `connection` | [`connection`] |
+//! | `pool` | [`pool`] |
+//! | `tls` | TLS for the pool's connector: rustls with ring |
 //! | `throttle` | [`throttle`] |
 //! | `shed` | [`shed`] |
 //! | `signal` | the signals that watch a tokio runtime: [`signal::SchedulerSignal`], [`signal::WakeupSignal`] |
@@ -70,6 +72,8 @@ pub use builder::ServiceBuilderExt;
 pub use middleware::connection;
 #[cfg(feature = "grpc")]
 pub use middleware::grpc;
+#[cfg(feature = "pool")]
+pub use middleware::pool;
 #[cfg(feature = "shed")]
 pub use middleware::shed;
 #[cfg(feature = "throttle")]

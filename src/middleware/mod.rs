@@ -4,6 +4,8 @@
 pub mod connection;
 #[cfg(feature = "grpc")]
 pub mod grpc;
+#[cfg(feature = "pool")]
+pub mod pool;
 #[cfg(feature = "shed")]
 pub mod shed;
 #[cfg(feature = "throttle")]

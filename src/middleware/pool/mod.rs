@@ -1,0 +1,1 @@
+//! How many connections a hyper client or a tonic channel may hold.
