@@ -25,7 +25,7 @@
 //! Three tiers; arrows point up this list only.
 //!
 //! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`], [`watch`],
-//!   [`deadline`], [`priority`], [`error`], [`clock`];
+//!   [`deadline`], [`phases`], [`priority`], [`error`], [`clock`];
 //! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`pool`], [`shed`], [`throttle`];
 //! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
 //!
@@ -64,6 +64,8 @@ pub mod preset;
 pub use base::error::{BoxError, Rejection};
 #[cfg(feature = "metrics")]
 pub use base::flow::Flow;
+#[cfg(any(feature = "pool", feature = "timing"))]
+pub use base::phases;
 pub use base::{body, clock, deadline, outcome, priority, signal, stats, watch};
 #[cfg(feature = "metrics")]
 pub use base::{inspect, metrics};

@@ -11,6 +11,8 @@ pub mod inspect;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 pub mod outcome;
+#[cfg(any(feature = "pool", feature = "timing"))]
+pub mod phases;
 pub mod priority;
 pub mod signal;
 pub mod stats;
