@@ -1,0 +1,158 @@
+//! Which dials begin: as many as are needed and allowed, host after host.
+
+use super::conn::{Conn, Version};
+use super::host::HostId;
+use super::waiter::{Answer, Wants};
+use super::{Action, CloseReason, Core};
+use crate::base::clock::Instant;
+
+/// How many dials a host needs now, within its own limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Need {
+    /// For those who wait: another host's idle connection goes for them.
+    pub(super) waiting: usize,
+    /// To have some in hand: only while there is room.
+    pub(super) spare: usize,
+}
+
+impl Core {
+    /// Dials for `host`, or puts it among the starved.
+    pub(super) fn want(&mut self, now: Instant, host: HostId) {
+        let need = self.need(now, host);
+        if need.waiting + need.spare > 0 {
+            self.starved.push_back(&mut self.hosts, host);
+            self.feed(now);
+        }
+    }
+
+    pub(super) fn need(&self, now: Instant, id: HostId) -> Need {
+        let none = Need {
+            waiting: 0,
+            spare: 0,
+        };
+        let (limits, host) = (&self.limits, &self.hosts[id]);
+        if self.closed || host.retry_at.is_some_and(|at| at > now) {
+            return none;
+        }
+        // One at a time while nobody knows what the host speaks, and one to see whether it is back.
+        let abreast = match host.version.is_none() || host.failures > 0 {
+            true => 1.min(limits.connecting),
+            false => limits.connecting,
+        };
+        let most = limits.per_host + host.draining.min(limits.draining_allowance);
+        let allowed = abreast
+            .saturating_sub(host.dialling)
+            .min(most.saturating_sub(host.open));
+        if allowed == 0 {
+            return none;
+        }
+        let for_waiting = host.waiting.len().div_ceil(host.per_dial());
+        let waiting = for_waiting.saturating_sub(host.dialling).min(allowed);
+        let in_hand = host.dialling.saturating_sub(for_waiting);
+        let spare = self.spare(id).saturating_sub(in_hand);
+        Need {
+            waiting,
+            spare: spare.min(allowed - waiting),
+        }
+    }
+
+    /// How many connections `host` lacks beside those for whom somebody waits.
+    fn spare(&self, id: HostId) -> usize {
+        let host = &self.hosts[id];
+        if self.retired {
+            return 0;
+        }
+        let multiplexed = host.version == Some(Version::Http2);
+        let warm = host.warming.iter().map(|waiter| {
+            let Wants::Open(target) = self.waiters[*waiter].wants else {
+                return 0;
+            };
+            target.saturating_sub(host.live)
+        });
+        let there = if multiplexed {
+            host.live
+        } else {
+            host.idle.len()
+        };
+        let idle = self.limits.min_idle.saturating_sub(there);
+        let full = multiplexed
+            && !host.multiplexed.is_empty()
+            && host.multiplexed.iter().all(|conn| {
+                let conn: &Conn = &self.conns[*conn];
+                conn.streams >= conn.scale_at
+            });
+        warm.max().unwrap_or(0).max(idle).max(usize::from(full))
+    }
+
+    /// Gives free slots to the starved in turn, and closes what is idle elsewhere when there are none.
+    pub(super) fn feed(&mut self, now: Instant) {
+        while let Some(host) = self.starved.first() {
+            let need = self.need(now, host);
+            if self.conns.len() < self.limits.connections && need.waiting + need.spare > 0 {
+                self.dial(now, host);
+                self.starved.remove(&mut self.hosts, host);
+                self.starved.push_back(&mut self.hosts, host);
+                continue;
+            }
+            if need.waiting == 0 {
+                self.starved.remove(&mut self.hosts, host);
+                continue;
+            }
+            // Full. What closes already feeds the first of them.
+            if self.closing >= self.lacking(now) || !self.evict() {
+                break;
+            }
+        }
+    }
+
+    fn dial(&mut self, now: Instant, id: HostId) {
+        let conn = self.conns.insert(Conn::dialling(id, now));
+        let host = &mut self.hosts[id];
+        host.open += 1;
+        host.dialling += 1;
+        host.latest_dial = Some(conn);
+        self.forgotten.remove(&mut self.hosts, id);
+        self.counts.dials += 1;
+        self.counts.peak = self.counts.peak.max(self.conns.len() as u64);
+        self.actions.push(Action::Dial(conn));
+    }
+
+    /// How many slots the starved lack, counted as far as it matters.
+    fn lacking(&mut self, now: Instant) -> usize {
+        let starved: Vec<_> = self.starved.iter(&mut self.hosts).collect();
+        let mut lacking = 0;
+        for host in starved {
+            lacking += self.need(now, host).waiting;
+            if lacking > self.closing {
+                break;
+            }
+        }
+        lacking
+    }
+
+    /// Closes the connection idle for the longest.
+    fn evict(&mut self) -> bool {
+        let longest = self.idle.first();
+        if let Some(conn) = longest {
+            self.close(conn, CloseReason::Evicted);
+        }
+        longest.is_some()
+    }
+
+    /// Tells those who wait for connections to be there, when they are or when there can be no more.
+    pub(super) fn warmed(&mut self, id: HostId) {
+        let host = &self.hosts[id];
+        if host.warming.is_empty() {
+            return;
+        }
+        let (live, dialling) = (host.live, host.dialling);
+        for waiter in host.warming.clone() {
+            let enough =
+                matches!(self.waiters[waiter].wants, Wants::Open(target) if live >= target);
+            if enough || dialling == 0 {
+                self.answer(waiter, Answer::Open(live));
+            }
+        }
+        self.forget(id);
+    }
+}

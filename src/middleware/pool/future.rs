@@ -1,0 +1,352 @@
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Method, Request, Response, Version as HttpVersion};
+use http_body::Body;
+
+use super::body::ResponseBody;
+use super::core::{self, Acquired, Refusal, Reused, Version, WaiterId};
+use super::error::Error;
+use super::lease::{Answer, Lease};
+use super::request;
+use super::shared::{Connection, Shared, name_of};
+use crate::base::clock::{self, Instant};
+use crate::base::error::BoxError;
+use crate::base::phases::{Phase, Timings};
+
+/// The response to come from a [`ConnPool`](super::ConnPool).
+///
+/// Dropped, it gives back what it has: its place in the queue, its HTTP/2 stream, or its HTTP/1 connection, which closes
+/// when the request was under way.
+#[must_use = "futures do nothing unless polled"]
+pub struct ResponseFuture<B: Send + 'static> {
+    start: Instant,
+    /// When the connection was granted.
+    granted: Instant,
+    retries: u32,
+    state: State<B>,
+}
+
+enum State<B: Send + 'static> {
+    Waiting(Waiting<B>),
+    Sent { answer: Answer<B>, lease: Lease<B> },
+    Failed(Error),
+    Done,
+}
+
+struct Waiting<B: Send + 'static> {
+    shared: Arc<Shared<B>>,
+    waiter: WaiterId,
+    host: Arc<str>,
+    since: Instant,
+    req: Option<Request<B>>,
+}
+
+impl<B> ResponseFuture<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    #[inline]
+    pub(super) fn new(shared: &Arc<Shared<B>>, req: Request<B>) -> Self {
+        let start = clock::now();
+        let mut future = Self {
+            start,
+            granted: start,
+            retries: shared.options.retries,
+            state: State::Done,
+        };
+        if let Some(events) = &shared.options.events {
+            match name_of(req.uri()) {
+                Ok(host) => events.get_conn(&host),
+                Err(error) => {
+                    future.state = State::Failed(error);
+                    return future;
+                }
+            }
+        }
+        future.state = future.ask(shared, req, false);
+        future
+    }
+
+    /// Asks for a connection, and sends on it if there is one.
+    fn ask(&mut self, shared: &Arc<Shared<B>>, req: Request<B>, before: bool) -> State<B> {
+        let Some(key) = request::key(req.uri()) else {
+            return State::Failed(Error::uri(req.uri()));
+        };
+        let hash = shared.hash(&key);
+        let mut known = true;
+        let now = self.granted;
+        let (acquired, connection) = shared.ask(|core| {
+            let host = match core.find(hash, &key) {
+                Some(host) => host,
+                None => match request::origin(req.uri()) {
+                    Some(origin) => core.host(hash, &key, || origin),
+                    None => {
+                        known = false;
+                        return Acquired::Refused(Refusal::Closed);
+                    }
+                },
+            };
+            // The waker comes with the first poll.
+            core.acquire(now, host, before, || std::task::Waker::noop().clone())
+        });
+        match (acquired, connection) {
+            (Acquired::Granted(grant), Some(connection)) => {
+                let lease = Lease::new(connection, grant.reused);
+                self.send(lease, req)
+            }
+            (Acquired::Granted(_), None) => unreachable!("a granted connection is there"),
+            _ if !known => State::Failed(Error::uri(req.uri())),
+            (Acquired::Queued(waiter), _) => match name_of(req.uri()) {
+                Ok(host) => State::Waiting(Waiting {
+                    shared: shared.clone(),
+                    waiter,
+                    host,
+                    since: now,
+                    req: Some(req),
+                }),
+                Err(error) => State::Failed(error),
+            },
+            (Acquired::Refused(refusal), _) => match name_of(req.uri()) {
+                Ok(host) => State::Failed(refused(shared, host, refusal, now)),
+                Err(error) => State::Failed(error),
+            },
+        }
+    }
+
+    fn send(&mut self, mut lease: Lease<B>, mut req: Request<B>) -> State<B> {
+        let connection = lease.connection.clone();
+        if let Some(events) = &connection.shared.options.events {
+            let idle = idle(lease.reused, self.granted);
+            events.got_conn(&connection.origin.name, idle.is_some(), idle);
+        }
+        match lease.version() {
+            Version::Http1 if req.version() == HttpVersion::HTTP_2 => {
+                return State::Failed(Error::version(connection.host()));
+            }
+            Version::Http1 => {
+                let proxied = connection.made.get().is_some_and(|made| made.proxied);
+                request::for_http1(&mut req, &connection.origin, proxied);
+            }
+            Version::Http2 if req.method() == Method::CONNECT => request::for_connect(&mut req),
+            Version::Http2 => {}
+        }
+        match lease.send(req) {
+            Ok(answer) => State::Sent { answer, lease },
+            Err(req) => {
+                lease.refused();
+                self.again(&connection, req, None)
+            }
+        }
+    }
+
+    /// Tries once more with a request nothing of which was sent.
+    fn again(
+        &mut self,
+        connection: &Arc<Connection<B>>,
+        mut req: Request<B>,
+        error: Option<hyper::Error>,
+    ) -> State<B> {
+        self.granted = clock::now();
+        if self.retries == 0 {
+            let waited = self.granted.saturating_duration_since(self.start);
+            return State::Failed(match error {
+                Some(error) => Error::send(connection.host(), waited, false, error),
+                None => Error::gone(connection.host(), waited),
+            });
+        }
+        self.retries -= 1;
+        connection.shared.measures.retried();
+        if let Some(events) = &connection.shared.options.events {
+            events.retried(&connection.origin.name);
+        }
+        request::restore(&mut req, &connection.origin);
+        self.ask(&connection.shared, req, true)
+    }
+
+    fn answered(
+        &mut self,
+        lease: Lease<B>,
+        response: Response<hyper::body::Incoming>,
+    ) -> Response<ResponseBody> {
+        let connection = lease.connection.clone();
+        let options = &connection.shared.options;
+        let timings = (options.timings).then(|| {
+            let reused = idle(lease.reused, self.granted);
+            let dial = reused.is_none().then_some(&connection.dial);
+            Timings::new(self.start, self.granted, clock::now(), reused, dial)
+        });
+        let (mut parts, body) = response.into_parts();
+        if let Some(made) = connection.made.get() {
+            made.connected.get_extras(&mut parts.extensions);
+        }
+        if let Some(timings) = &timings {
+            parts.extensions.insert(timings.clone());
+        }
+        if let Some(events) = &options.events {
+            events.got_first_response_byte(&connection.origin.name);
+        }
+        let stream = lease.answered();
+        Response::from_parts(parts, ResponseBody::new(body, timings, stream))
+    }
+}
+
+/// How long the connection had idled, if it carried requests before.
+fn idle(reused: Option<Reused>, granted: Instant) -> Option<std::time::Duration> {
+    reused.map(|reused| match reused {
+        Reused::IdleSince(since) => granted.saturating_duration_since(since),
+        Reused::Busy => std::time::Duration::ZERO,
+    })
+}
+
+fn refused<B: Send + 'static>(
+    shared: &Arc<Shared<B>>,
+    host: Arc<str>,
+    refusal: Refusal,
+    now: Instant,
+) -> Error {
+    match refusal {
+        Refusal::Full { pending } => {
+            let limit = shared.lock().core.limits.pending;
+            Error::overloaded(host, pending, limit)
+        }
+        Refusal::BackingOff { until, cause } => {
+            Error::backing_off(host, until.saturating_duration_since(now), cause)
+        }
+        Refusal::Closed => Error::closed(host, std::time::Duration::ZERO),
+    }
+}
+
+impl<B> Future for ResponseFuture<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<ResponseBody>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            match &mut this.state {
+                State::Waiting(waiting) => {
+                    let (answer, connection) = ready!(waiting.poll(cx));
+                    let State::Waiting(mut waiting) = mem::replace(&mut this.state, State::Done)
+                    else {
+                        unreachable!("it waited");
+                    };
+                    this.granted = clock::now();
+                    let waited = this.granted.saturating_duration_since(waiting.since);
+                    waiting.shared.measures.waited(&answer, waited);
+                    let Some(req) = waiting.req.take() else {
+                        unreachable!("who waits has a request");
+                    };
+                    this.state = match (answer, connection) {
+                        (core::Answer::Granted(grant), Some(connection)) => {
+                            this.send(Lease::new(connection, grant.reused), req)
+                        }
+                        (answer, _) => {
+                            let waited = this.granted.saturating_duration_since(this.start);
+                            State::Failed(waiting.failed(answer, waited))
+                        }
+                    };
+                }
+                State::Sent { answer, .. } => {
+                    let result = ready!(answer.as_mut().poll(cx));
+                    let State::Sent { lease, answer } = mem::replace(&mut this.state, State::Done)
+                    else {
+                        unreachable!("it was sent");
+                    };
+                    drop(answer);
+                    match result {
+                        Ok(response) => return Poll::Ready(Ok(this.answered(lease, response))),
+                        Err(mut error) => {
+                            let connection = lease.connection.clone();
+                            let unsent = error.take_message();
+                            let error = error.into_error();
+                            match unsent {
+                                Some(req) => {
+                                    lease.refused();
+                                    this.state = this.again(&connection, req, Some(error));
+                                }
+                                None => {
+                                    drop(lease);
+                                    let now = clock::now();
+                                    let waited = now.saturating_duration_since(this.start);
+                                    let host = connection.host();
+                                    return Poll::Ready(Err(Error::send(
+                                        host, waited, true, error,
+                                    )));
+                                }
+                            }
+                        }
+                    }
+                }
+                State::Failed(_) => {
+                    let State::Failed(error) = mem::replace(&mut this.state, State::Done) else {
+                        unreachable!("it failed");
+                    };
+                    return Poll::Ready(Err(error));
+                }
+                State::Done => panic!("polled after it was ready"),
+            }
+        }
+    }
+}
+
+impl<B: Send + 'static> Waiting<B> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(core::Answer, Option<Arc<Connection<B>>>)> {
+        let mut locked = self.shared.lock();
+        let answer = ready!(locked.core.poll(self.waiter, cx.waker()));
+        let connection = match &answer {
+            core::Answer::Granted(grant) => locked.connection(grant.conn),
+            _ => None,
+        };
+        Poll::Ready((answer, connection))
+    }
+
+    fn failed(&self, answer: core::Answer, waited: std::time::Duration) -> Error {
+        let host = self.host.clone();
+        match answer {
+            core::Answer::Failed(cause) => Error::connect(host, waited, cause),
+            core::Answer::TimedOut { dial, open } => {
+                let dial = dial.and_then(|conn| self.shared.connection(conn));
+                let phase = dial.map(|dial| dial.dial.phase().unwrap_or(Phase::Connect));
+                let phase = phase.unwrap_or(Phase::Wait);
+                let limit = self.shared.lock().core.limits.per_host;
+                Error::acquire_timeout(host, waited, phase, open, limit)
+            }
+            _ => Error::closed(host, waited),
+        }
+    }
+}
+
+/// Leaves the queue; what was granted and not taken goes to the next.
+impl<B: Send + 'static> Drop for Waiting<B> {
+    fn drop(&mut self) {
+        if self.req.is_some() {
+            let now = clock::now();
+            self.shared.event(|core| core.cancel(now, self.waiter));
+        }
+    }
+}
+
+impl<B: Send + 'static> fmt::Debug for ResponseFuture<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Waiting(_) => "waiting",
+            State::Sent { .. } => "sent",
+            State::Failed(_) => "failed",
+            State::Done => "done",
+        };
+        f.debug_struct("ResponseFuture")
+            .field("state", &state)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,411 @@
+//! What all handles of a pool share: the core under its lock, and the doing of what the core decides.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use http::{HeaderValue, Uri};
+use hyper_util::client::legacy::connect::Connected;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use super::core::{Acquired, Action, CloseReason, ConnId, Core, HostId, HostKey, Limits, Version};
+use super::driver::Crew;
+use super::error::Error;
+use super::events::{Observer, PoolEvents};
+use super::keeper;
+use super::link::{Link, Ready};
+use super::metrics::Measures;
+use super::request;
+use crate::base::clock;
+use crate::base::phases::Dial;
+
+/// Makes the connections: the connector, whatever its type.
+pub(super) trait Dialler<B>: Send + Sync {
+    /// The whole life of a connection: dialled, driven, dropped.
+    fn run(&self, connection: Arc<Connection<B>>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// What a pool was built with and the core need not know.
+pub(super) struct Options {
+    pub(super) name: Arc<str>,
+    pub(super) connect_timeout: Duration,
+    pub(super) retries: u32,
+    pub(super) host_metrics: usize,
+    pub(super) timings: bool,
+    pub(super) events: Option<Arc<dyn PoolEvents>>,
+    pub(super) http1: hyper::client::conn::http1::Builder,
+    pub(super) http2: Box<dyn Fn(&mut hyper::client::conn::http2::Builder<Crew>) + Send + Sync>,
+}
+
+pub(super) struct Shared<B> {
+    pub(super) options: Options,
+    pub(super) measures: Measures,
+    dialler: Box<dyn Dialler<B>>,
+    hasher: RandomState,
+    locked: Mutex<Locked<B>>,
+    /// The runtime that was last seen: for dials that begin where there is none.
+    runtime: Mutex<Option<Handle>>,
+    /// Tasks under way.
+    tasks: AtomicUsize,
+    pub(super) keeper: Notify,
+    /// Something ended that a shutdown may wait for.
+    pub(super) ended: Notify,
+}
+
+pub(super) struct Locked<B> {
+    pub(super) core: Core,
+    /// By the place of their `ConnId`; there from the dial until the socket is gone.
+    connections: Vec<Option<Arc<Connection<B>>>>,
+    pub(super) keeping: bool,
+}
+
+/// What the shell knows of one connection.
+pub(super) struct Connection<B> {
+    pub(super) shared: Arc<Shared<B>>,
+    pub(super) id: ConnId,
+    pub(super) origin: Origin,
+    pub(super) dial: Dial,
+    pub(super) link: Link<Sender<B>>,
+    /// Set before the first request.
+    pub(super) made: OnceLock<Made>,
+    /// The `CloseReason` to give when it goes.
+    ending: AtomicU8,
+}
+
+/// What a dial found.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) version: Version,
+    pub(super) connected: Connected,
+    pub(super) proxied: bool,
+}
+
+/// Where a connection leads.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    /// `scheme://authority/`.
+    pub(super) uri: Uri,
+    /// As errors say it.
+    pub(super) name: Arc<str>,
+    /// The `Host` header of requests that have none.
+    pub(super) header: Option<HeaderValue>,
+}
+
+pub(super) enum Sender<B> {
+    Http1(hyper::client::conn::http1::SendRequest<B>),
+    Http2(hyper::client::conn::http2::SendRequest<B>),
+}
+
+/// The slot of a connection: free when this is dropped.
+pub(super) struct Slot(Arc<dyn Gone>);
+
+/// Is told that its socket is no more.
+trait Gone: Send + Sync {
+    fn gone(&self);
+}
+
+/// One of the pool's tasks; dropped when the task is.
+pub(super) struct Task<B>(Arc<Shared<B>>);
+
+enum Job<B> {
+    Dial(Arc<Connection<B>>),
+    Close(Arc<Connection<B>>),
+    Wake(Waker),
+    Alarm,
+}
+
+// ===== impl Shared =====
+
+impl<B: 'static> Shared<B> {
+    pub(super) fn new(options: Options, limits: Limits, dialler: Box<dyn Dialler<B>>) -> Self {
+        let hasher = RandomState::new();
+        Self {
+            measures: Measures::default(),
+            dialler,
+            locked: Mutex::new(Locked {
+                core: Core::new(limits, hasher.hash_one(&options.name)),
+                connections: Vec::new(),
+                keeping: false,
+            }),
+            hasher,
+            options,
+            runtime: Mutex::new(Handle::try_current().ok()),
+            tasks: AtomicUsize::new(0),
+            keeper: Notify::new(),
+            ended: Notify::new(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn lock(&self) -> MutexGuard<'_, Locked<B>> {
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    pub(super) fn hash(&self, key: &HostKey<'_>) -> u64 {
+        self.hasher
+            .hash_one((key.scheme, request::lower(key.name), key.port))
+    }
+
+    /// The host of `uri`, if it is known.
+    pub(super) fn find(&self, uri: &Uri) -> Option<HostId> {
+        let key = request::key(uri)?;
+        let hash = self.hash(&key);
+        self.lock().core.find(hash, &key)
+    }
+
+    pub(super) fn tasks(&self) -> usize {
+        self.tasks.load(Ordering::Acquire)
+    }
+}
+
+impl<B: Send + 'static> Shared<B> {
+    /// Changes the core and does what follows.
+    #[inline]
+    pub(super) fn event<T>(self: &Arc<Self>, change: impl FnOnce(&mut Core) -> T) -> T {
+        let mut locked = self.lock();
+        let result = change(&mut locked.core);
+        self.carry_out(locked);
+        result
+    }
+
+    /// Asks the core for a place on a connection, and gives the connection with it.
+    #[inline]
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        ask: impl FnOnce(&mut Core) -> Acquired,
+    ) -> (Acquired, Option<Arc<Connection<B>>>) {
+        let mut locked = self.lock();
+        let acquired = ask(&mut locked.core);
+        let connection = match &acquired {
+            Acquired::Granted(grant) => locked.connection(grant.conn),
+            _ => None,
+        };
+        self.carry_out(locked);
+        (acquired, connection)
+    }
+
+    /// Does what the core decided, outside its lock.
+    #[inline]
+    pub(super) fn carry_out(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked<B>>) {
+        let actions = locked.core.actions();
+        if actions.is_empty() {
+            return;
+        }
+        let jobs: Vec<_> = actions
+            .into_iter()
+            .filter_map(|action| self.job(&mut locked, action))
+            .collect();
+        drop(locked);
+        for job in jobs {
+            match job {
+                Job::Dial(connection) => self.spawn(self.dialler.run(connection)),
+                Job::Close(connection) => connection.link.stop(),
+                Job::Wake(waker) => waker.wake(),
+                Job::Alarm => keeper::ring(self),
+            }
+        }
+    }
+
+    fn job(self: &Arc<Self>, locked: &mut Locked<B>, action: Action) -> Option<Job<B>> {
+        Some(match action {
+            Action::Dial(conn) => {
+                let origin = Origin::new(locked.core.target(conn)?);
+                let connection = Arc::new(Connection::new(self.clone(), conn, origin));
+                let place = conn.index();
+                if locked.connections.len() <= place {
+                    locked.connections.resize_with(place + 1, || None);
+                }
+                locked.connections[place] = Some(connection.clone());
+                Job::Dial(connection)
+            }
+            Action::Close(conn) => Job::Close(locked.connection(conn)?),
+            Action::Wake(waker) => Job::Wake(waker),
+            Action::Alarm => Job::Alarm,
+        })
+    }
+
+    /// Runs `future` as one of the pool's tasks.
+    pub(super) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
+        let runtime = match Handle::try_current() {
+            Ok(current) => {
+                let mut last = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+                *last = Some(current.clone());
+                Some(current)
+            }
+            Err(_) => self
+                .runtime
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        };
+        self.tasks.fetch_add(1, Ordering::Relaxed);
+        let task = Task(self.clone());
+        if let Some(runtime) = runtime {
+            runtime.spawn(async move {
+                let _task = task;
+                future.await;
+            });
+        }
+        // Without a runtime the future goes here, and with it a dial's slot: whoever waits is told.
+    }
+
+    pub(super) fn close_all(self: &Arc<Self>) {
+        let connections: Vec<_> = {
+            let locked = self.lock();
+            let all = locked.core.all().into_iter();
+            all.filter_map(|conn| locked.connection(conn)).collect()
+        };
+        for connection in connections {
+            connection.link.stop();
+        }
+    }
+
+    /// The one that is dialled for a waiter that gave up.
+    pub(super) fn connection(&self, conn: ConnId) -> Option<Arc<Connection<B>>> {
+        self.lock().connection(conn)
+    }
+}
+
+impl<B> Locked<B> {
+    #[inline]
+    pub(super) fn connection(&self, conn: ConnId) -> Option<Arc<Connection<B>>> {
+        let connection = self.connections.get(conn.index())?.as_ref()?;
+        (connection.id == conn).then(|| connection.clone())
+    }
+}
+
+impl<B> Drop for Task<B> {
+    fn drop(&mut self) {
+        // Acquired by whoever waits for all of them.
+        self.0.tasks.fetch_sub(1, Ordering::Release);
+        self.0.ended.notify_waiters();
+    }
+}
+
+// ===== impl Connection =====
+
+impl<B: Send + 'static> Connection<B> {
+    fn new(shared: Arc<Shared<B>>, id: ConnId, origin: Origin) -> Self {
+        let now = clock::now();
+        let dial = match &shared.options.events {
+            None => Dial::new(now),
+            Some(events) => {
+                let observer = Observer::new(events.clone(), origin.name.clone());
+                Dial::observed(now, Arc::new(observer))
+            }
+        };
+        Self {
+            shared,
+            id,
+            origin,
+            dial,
+            link: Link::new(),
+            made: OnceLock::new(),
+            ending: AtomicU8::new(CloseReason::Peer as u8),
+        }
+    }
+
+    /// Its slot, which the caller gives to the IO.
+    pub(super) fn slot(self: &Arc<Self>) -> Slot {
+        Slot(self.clone())
+    }
+
+    /// Why it will go, unless the core knows better.
+    pub(super) fn ends(&self, reason: CloseReason) {
+        self.ending.store(reason as u8, Ordering::Relaxed);
+    }
+
+    /// A request on it is over.
+    pub(super) fn free(&self, used: bool) {
+        let now = clock::now();
+        let Some(events) = &self.shared.options.events else {
+            self.shared.event(|core| core.free(now, self.id, used));
+            return;
+        };
+        let idles = self.shared.event(|core| {
+            core.free(now, self.id, used);
+            core.idles(self.id)
+        });
+        if idles {
+            events.put_idle_conn(&self.origin.name);
+        }
+    }
+
+    pub(super) fn host(&self) -> Arc<str> {
+        self.origin.name.clone()
+    }
+}
+
+impl<B: Send + 'static> Gone for Connection<B> {
+    fn gone(&self) {
+        self.link.end();
+        let reason = CloseReason::ALL[usize::from(self.ending.load(Ordering::Relaxed))];
+        let now = clock::now();
+        let mut locked = self.shared.lock();
+        let place = locked.connections.get_mut(self.id.index());
+        let entry = place.and_then(|place| place.take_if(|entry| entry.id == self.id));
+        let gone = locked.core.gone(now, self.id, reason);
+        let over = locked.core.over();
+        self.shared.carry_out(locked);
+        drop(entry);
+        if let Some(gone) = gone {
+            self.shared.measures.gone(&gone, now);
+            if let Some(events) = &self.shared.options.events {
+                events.closed(&self.origin.name, gone.reason);
+            }
+        }
+        if over {
+            self.shared.ended.notify_waiters();
+            self.shared.keeper.notify_one();
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.gone();
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Slot")
+    }
+}
+
+// ===== impl Origin =====
+
+impl Origin {
+    fn new(uri: Uri) -> Self {
+        let name = uri.to_string();
+        Self {
+            header: request::host_header(&uri),
+            name: name.trim_end_matches('/').into(),
+            uri,
+        }
+    }
+}
+
+// ===== impl Sender =====
+
+impl<B> Ready for Sender<B> {
+    fn ready(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_ready(),
+            Self::Http2(_) => false,
+        }
+    }
+}
+
+/// The error of a host nobody has a connection to yet.
+pub(super) fn name_of(uri: &Uri) -> Result<Arc<str>, Error> {
+    let origin = request::origin(uri).ok_or_else(|| Error::uri(uri))?;
+    Ok(origin.to_string().trim_end_matches('/').into())
+}
