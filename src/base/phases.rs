@@ -297,16 +297,7 @@ impl Dial {
     ///
     /// Phases should follow each other. Should they nest, each is as long as it is, with what is inside it.
     pub fn enter(&self, phase: Phase, now: Instant) {
-        if has(self.0.running.load(Ordering::Relaxed), phase) {
-            return;
-        }
-        let mark = &self.0.marks[phase as usize];
-        mark.entered.store(self.since(now), Ordering::Relaxed);
-        self.0.failed.store(0, Ordering::Relaxed);
-        self.change(|running| running << 4 | nibble(phase));
-        if let Some(observer) = &self.0.observer {
-            observer.started(phase);
-        }
+        self.begin(phase, now);
     }
 
     /// `phase` ends `now`, as it should. Nothing happens when it is not under way.
@@ -319,18 +310,15 @@ impl Dial {
         self.over(phase, now, true);
     }
 
-    /// `phase` begins; the span ends it.
+    /// `phase` begins; the span ends it, unless it was under way already: then whoever began it does.
     pub fn span(&self, phase: Phase) -> Span {
         self.span_since(phase, clock::now())
     }
 
-    /// `phase` began `at` some time of late; the span ends it.
+    /// The same for a phase that began `at` a moment that has passed.
     pub fn span_since(&self, phase: Phase, at: Instant) -> Span {
-        self.enter(phase, at);
-        Span {
-            dial: Some(self.clone()),
-            phase,
-        }
+        let dial = self.begin(phase, at).then(|| self.clone());
+        Span { dial, phase }
     }
 
     /// The phase it is in, the innermost one; after a failure the phase that failed. `None` between phases, and as long
@@ -358,6 +346,21 @@ impl Dial {
             tls: self.duration(Phase::Tls),
             handshake: self.duration(Phase::Handshake),
         }
+    }
+
+    /// Whether it was not under way already.
+    fn begin(&self, phase: Phase, now: Instant) -> bool {
+        if has(self.0.running.load(Ordering::Relaxed), phase) {
+            return false;
+        }
+        let mark = &self.0.marks[phase as usize];
+        mark.entered.store(self.since(now), Ordering::Relaxed);
+        self.0.failed.store(0, Ordering::Relaxed);
+        self.change(|running| running << 4 | nibble(phase));
+        if let Some(observer) = &self.0.observer {
+            observer.started(phase);
+        }
+        true
     }
 
     fn over(&self, phase: Phase, now: Instant, failed: bool) {
