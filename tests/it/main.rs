@@ -5,6 +5,7 @@
 
 mod admin;
 mod alloc;
+mod connect;
 mod connection;
 mod contract;
 mod grpc;
@@ -17,5 +18,6 @@ mod stack_tonic;
 mod support;
 mod throttle;
 mod timing;
+mod tls;
 mod tree;
 mod validators;

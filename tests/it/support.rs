@@ -1,5 +1,7 @@
 //! What the tests share: foreign programs, bodies, requests, and a counting allocator.
 
+pub mod certs;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::VecDeque;

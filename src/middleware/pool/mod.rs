@@ -2,6 +2,7 @@
 
 mod body;
 mod builder;
+pub mod connect;
 mod core;
 mod dial;
 mod driver;
