@@ -10,6 +10,7 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
+use tower_flow::phases::Timings;
 use tower_flow::shed::{Queue, ShedLayer};
 use tower_flow::throttle::ThrottleLayer;
 use tower_flow::timing::TimingLayer;
@@ -107,6 +108,40 @@ fn no_default_layer_allocates() {
         counted(Connections::server("alloc").streams().layer(echo())),
         0
     );
+}
+
+/// Tells of its connection, as a pool would.
+#[derive(Clone)]
+struct Pooled(Echo, Timings);
+
+impl<B> Service<Request<B>> for Pooled {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, req: Request<B>) -> Self::Future {
+        let mut response = self.0.call(req).into_inner();
+        if let Ok(response) = &mut response {
+            response.extensions_mut().insert(self.1.clone());
+        }
+        std::future::ready(response)
+    }
+}
+
+#[test]
+fn reading_timings_allocates_nothing() {
+    let now = tower_flow::clock::now();
+    let pooled = Pooled(echo(), Timings::new(now, now, now, None, None));
+    let timed = all(TimingLayer::new("t").http().layer(pooled.clone()));
+    assert_eq!(timed - all(pooled), 0);
+    let before = allocations();
+    let timings = Timings::new(now, now, now, None, None);
+    assert_eq!(allocations() - before, 1, "one for all there is to tell");
+    drop(timings);
 }
 
 #[test]

@@ -11,14 +11,15 @@ use http_body_util::BodyExt;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_flow::metrics::Value;
 use tower_flow::outcome::Outcome;
+use tower_flow::phases::{Dial, Phase, Timings};
 use tower_flow::signal::Signal;
 use tower_flow::stats::{Bounds, Window};
 use tower_flow::timing::{TimingHandle, TimingLayer};
-use tower_flow::{BoxError, Flow};
+use tower_flow::{BoxError, Flow, clock};
 use tower_http::classify::{ServerErrorsAsFailures, StatusInRangeAsFailures};
 use tower_test::{assert_request_eq, mock};
 
-use crate::support::{Steps, data, value};
+use crate::support::{Steps, classic, data, value};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -123,6 +124,120 @@ async fn phases_of_a_response_add_up() {
         panic!()
     };
     assert_eq!((first.count(), first.sum), (1, 0.02));
+}
+
+/// A client that dials for its first request and then reuses the connection, and tells of both.
+async fn pooled(first: bool) -> Result<Response<Steps>, BoxError> {
+    let start = clock::now();
+    let dial = Dial::new(start);
+    if first {
+        for (phase, time) in [(Phase::Dns, 5), (Phase::Connect, 20), (Phase::Tls, 40)] {
+            dial.scope(phase.mark(sleep(ms(time)))).await?;
+        }
+    }
+    sleep(ms(1)).await?;
+    let granted = clock::now();
+    sleep(ms(10)).await?;
+    let timings = Timings::new(
+        start,
+        granted,
+        clock::now(),
+        (!first).then_some(ms(300)),
+        first.then_some(&dial),
+    );
+    let mut response = Response::new(Steps::default().known());
+    response.extensions_mut().insert(timings);
+    Ok(response)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_pool_tells_of_its_connections_becomes_histograms() {
+    let flow = Flow::new("phases");
+    let layer = TimingLayer::new("stock").attach(&flow);
+    let inner = service_fn(|req: Request<bool>| pooled(req.into_body()));
+    let mut service = layer.clone().http().layer(inner);
+    for first in [true, false, false] {
+        let req = Request::new(first);
+        service.ready().await.unwrap().call(req).await.unwrap();
+    }
+    let families = flow.families();
+    let seen = |phase| {
+        let labels = [("name", "stock"), ("route", "stock"), ("phase", phase)];
+        value(&families, "tower_flow_timing_phase_seconds", &labels)
+    };
+    assert_eq!(
+        ["wait", "dns", "connect", "tls", "handshake"].map(seen),
+        [Some(3.0), Some(1.0), Some(1.0), Some(1.0), None],
+        "only what happened, and only its wait on a reused connection"
+    );
+    let reused = |reused| {
+        let labels = [("route", "stock"), ("reused", reused)];
+        value(&families, "tower_flow_timing_connections", &labels)
+    };
+    assert_eq!((reused("true"), reused("false")), (Some(2.0), Some(1.0)));
+    let text = classic(&flow);
+    for line in [
+        r#"tower_flow_timing_connections_total{name="stock",route="stock",reused="true"} 2"#,
+        r#"tower_flow_timing_phase_seconds_sum{name="stock",route="stock",phase="tls"} 0.04"#,
+        r#"tower_flow_timing_phase_seconds_sum{name="stock",route="stock",phase="wait"} 0.068"#,
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+
+    let now = layer.handle().snapshot()[0].connections.clone().unwrap();
+    assert_eq!((now.reused, now.new), (2, 1));
+    let means: Vec<_> = now
+        .phases
+        .iter()
+        .map(|spent| (spent.phase, spent.count, spent.mean.as_millis()))
+        .collect();
+    let expected = [
+        (Phase::Wait, 3, 22),
+        (Phase::Dns, 1, 5),
+        (Phase::Connect, 1, 20),
+        (Phase::Tls, 1, 40),
+    ];
+    assert_eq!(means, expected);
+    let shown = flow.snapshot().to_string();
+    let expected = r#""connections":{"reused":2,"new":1,"phases":{"wait":{"count":3,"#;
+    assert!(shown.contains(expected), "{shown}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_whose_responses_tell_nothing_show_no_phases() {
+    let flow = Flow::new("quiet");
+    let layer = TimingLayer::new("stock")
+        .route_by(|req: &Request<bool>| req.uri().path())
+        .attach(&flow);
+    let inner = service_fn(async |req: Request<bool>| match req.uri().path() {
+        "/local" => {
+            let mut response = Response::new(Steps::default().known());
+            response.extensions_mut().insert("something else");
+            Ok(response)
+        }
+        _ => pooled(req.into_body()).await,
+    });
+    let mut service = layer.clone().http().layer(inner);
+    let mut get = async |path: &str| {
+        let req = Request::get(path).body(true).unwrap();
+        service.ready().await.unwrap().call(req).await.unwrap();
+    };
+    get("/local").await;
+    get("/local").await;
+    let text = classic(&flow);
+    assert!(!text.contains("timing_phase") && !text.contains("timing_connections"));
+    get("/far").await;
+    get("/far").await;
+    let connections = layer
+        .handle()
+        .snapshot()
+        .into_iter()
+        .map(|route| (route.route, route.connections.map(|told| told.new)));
+    let expected = [("/far", Some(1)), ("/local", None), ("other", Some(1))];
+    assert_eq!(
+        connections.collect::<Vec<_>>(),
+        expected.map(|(route, told)| (route.to_owned(), told))
+    );
 }
 
 #[tokio::test(start_paused = true)]

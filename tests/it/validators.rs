@@ -9,9 +9,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use serde_json::Value;
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_flow::clock;
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcClientLayer, GrpcServerLayer, RequestBody};
 use tower_flow::metrics::Format;
+use tower_flow::phases::{Dial, Phase, Timings};
 use tower_flow::preset::ByPath;
 use tower_flow::shed::{Queue, ShedLayer};
 use tower_flow::signal::{LagSignal, Pressure};
@@ -45,8 +47,16 @@ async fn busy() -> Flow {
     let connections = Connections::client("c").otel().attach(&flow);
     drop(connections.accept(std::io::empty()));
     let inner = service_fn(|_: ::http::Request<RequestBody<Steps>>| async {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-        Ok::<_, BoxError>(grpc_response([message(b"hello"), trailers("0")]))
+        let start = clock::now();
+        let dial = Dial::new(start);
+        let looked_up =
+            async { Ok::<_, BoxError>(tokio::time::sleep(Duration::from_millis(1)).await) };
+        dial.scope(Phase::Dns.mark(looked_up)).await?;
+        let mut response = grpc_response([message(b"hello"), trailers("0")]);
+        let now = clock::now();
+        let timings = Timings::new(start, now, now, None, Some(&dial));
+        response.extensions_mut().insert(timings);
+        Ok::<_, BoxError>(response)
     });
     for path in [
         "/grpc.testing.TestService/UnaryCall",

@@ -5,6 +5,7 @@ use super::route::{Place, State};
 use crate::base::clock::{self, Instant};
 use crate::base::deadline::Deadline;
 use crate::base::outcome::Outcome;
+use crate::base::phases::Timings;
 use crate::base::stats::{Lease, Pooled, Stopwatch, pooled};
 
 /// One call under way. It ends as dropped unless somebody says how.
@@ -62,6 +63,13 @@ impl Call {
     #[inline]
     pub(super) fn watch(&mut self) -> Option<&mut Stopwatch> {
         self.0.as_mut().map(|call| &mut call.watch)
+    }
+
+    /// Notes what its response tells of its connection.
+    pub(super) fn connected(&self, timings: &Timings) {
+        if let Some(call) = &self.0 {
+            call.state.measures(&call.place).connected(timings);
+        }
     }
 
     /// Ends it. When somebody `served` it, the name of its route becomes one.

@@ -3,12 +3,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::connection::Connections;
 use super::metrics;
 use super::route::{Measures, Phase, State};
 use crate::base::clock;
 use crate::base::inspect::{Inspect, Value};
 use crate::base::metrics::Families;
 use crate::base::outcome::Outcome;
+use crate::base::phases;
 use crate::base::signal::LatencySignal;
 use crate::base::stats::{Quantiles, interval_log};
 
@@ -36,11 +38,38 @@ pub struct RouteSnapshot {
     pub producer_stall: Duration,
     /// All time bodies waited for their consumer, in the HTTP form.
     pub consumer_stall: Duration,
+    /// What calls spent on their connections, in the HTTP form, once a response came with
+    /// [`Timings`](crate::phases::Timings).
+    pub connections: Option<ConnectionTimes>,
     /// The durations within the window.
     pub window: Quantiles,
     /// The same, corrected for coordinated omission, when an
     /// [`expected_interval`](super::TimingLayer::expected_interval) is set.
     pub corrected: Option<Quantiles>,
+}
+
+/// What the calls of one route spent on their connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionTimes {
+    /// Calls on connections that others had used.
+    pub reused: u64,
+    /// Calls on new connections.
+    pub new: u64,
+    /// The phases that happened, in their order.
+    pub phases: Vec<PhaseTimes>,
+}
+
+/// How long one phase took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PhaseTimes {
+    /// Which.
+    pub phase: phases::Phase,
+    /// How often it happened.
+    pub count: u64,
+    /// How long it took on average.
+    pub mean: Duration,
 }
 
 // ===== impl TimingHandle =====
@@ -108,6 +137,7 @@ impl TimingHandle {
             first_byte: (firsts > 0).then(|| first_sum.div_f64(firsts as f64)),
             producer_stall,
             consumer_stall,
+            connections: measures.connections().map(ConnectionTimes::of),
             window: recent.quantiles(),
             corrected: self.0.expected.map(|expected| recent.corrected(expected)),
         }
@@ -141,6 +171,12 @@ impl Inspect for TimingHandle {
                 ),
                 ("producer_stall", route.producer_stall.into()),
                 ("consumer_stall", route.consumer_stall.into()),
+                (
+                    "connections",
+                    route
+                        .connections
+                        .map_or(Value::Null, ConnectionTimes::shown),
+                ),
                 ("window", shown(&route.window)),
                 (
                     "corrected",
@@ -163,4 +199,37 @@ fn shown(quantiles: &Quantiles) -> Value {
             .into_iter()
             .chain(quantiles.iter().map(|(name, value)| (name, value.into()))),
     )
+}
+
+// ===== impl ConnectionTimes =====
+
+impl ConnectionTimes {
+    fn of(connections: &Connections) -> Self {
+        let [reused, new] = connections.counts();
+        let phases = connections.histograms().map(|(phase, counts, sum)| {
+            let count = counts.iter().sum();
+            PhaseTimes {
+                phase,
+                count,
+                mean: sum.div_f64(count as f64),
+            }
+        });
+        Self {
+            reused,
+            new,
+            phases: phases.collect(),
+        }
+    }
+
+    fn shown(self) -> Value {
+        let phases = self.phases.into_iter().map(|spent| {
+            let shown = [("count", spent.count.into()), ("mean", spent.mean.into())];
+            (spent.phase.as_str(), Value::map(shown))
+        });
+        Value::map([
+            ("reused", self.reused.into()),
+            ("new", self.new.into()),
+            ("phases", Value::map(phases)),
+        ])
+    }
 }

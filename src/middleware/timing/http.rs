@@ -14,6 +14,7 @@ use crate::base::body::{End, Observe};
 use crate::base::clock::Moment;
 use crate::base::deadline::Deadline;
 use crate::base::outcome::{Code, GrpcClassifier, HttpClassifier, Outcome};
+use crate::base::phases::Timings;
 use crate::base::stats::Lease;
 use crate::base::watch::{MakeWatch, Watch, Watched};
 
@@ -156,6 +157,9 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
     fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
         if let Some(watch) = self.call.watch() {
             watch.first(at.now());
+        }
+        if let Some(timings) = response.extensions().get::<Timings>() {
+            self.call.connected(timings);
         }
         self.served = response.status().is_success() || response.status().is_redirection();
         if let Classify::Response(classifier) =

@@ -1,6 +1,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::connection::Connections;
 use super::route::{Measures, Phase, State};
 use crate::base::clock;
 use crate::base::metrics::{Families, Histogram, Kind, Labels};
@@ -75,6 +76,9 @@ impl Route<'_> {
         if self.state.http.load(Ordering::Relaxed) {
             self.http(families);
         }
+        if let Some(connections) = self.measures.connections() {
+            self.connections(connections, families);
+        }
 
         let quantiles = self.measures.total.quantiles(clock::now());
         let family = families.family(
@@ -107,6 +111,27 @@ impl Route<'_> {
         );
         for (side, stall) in stalls {
             family.push(self.labels.clone().with("side", side), stall.as_secs_f64());
+        }
+    }
+
+    fn connections(&self, connections: &Connections, families: &mut Families) {
+        let counts = ["true", "false"].into_iter().zip(connections.counts());
+        let family = families.family(
+            Kind::Counter,
+            "tower_flow_timing_connections",
+            "Calls by whether others had used their connection",
+        );
+        for (reused, count) in counts {
+            family.push(self.labels.clone().with("reused", reused), count);
+        }
+        let family = families.family(
+            Kind::Histogram,
+            "tower_flow_timing_phase_seconds",
+            "Time before the first byte, by what it went on",
+        );
+        for (phase, counts, sum) in connections.histograms() {
+            let histogram = Histogram::new(&self.state.bounds, counts, sum.as_secs_f64());
+            family.push(self.labels.clone().with("phase", phase.as_str()), histogram);
         }
     }
 

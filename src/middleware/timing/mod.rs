@@ -17,6 +17,11 @@
 //! success; calls before that, and all names beyond the bound, are billed to `other`. A scanner therefore
 //! cannot make series.
 //!
+//! Round a client whose pool puts [`Timings`](crate::phases::Timings) into its responses, the HTTP form also tells what
+//! the time before the first byte went on: waiting for a connection, and for new ones DNS, connect, TLS and handshake.
+//! A proxy that passes a response on passes its timings on too; take them out where its own clients should not see
+//! them counted.
+//!
 //! # Example
 //!
 //! ```
@@ -78,19 +83,23 @@
 //! | `tower_flow_timing_first_byte_seconds` | histogram, HTTP form only | `name`, `route` |
 //! | `tower_flow_timing_duration_seconds` | histogram, with native buckets | `name`, `route` |
 //! | `tower_flow_timing_stall_seconds_total` | counter, HTTP form only | `name`, `route`, `side` (`producer`, `consumer`) |
+//! | `tower_flow_timing_phase_seconds` | histogram, of responses with `Timings` | `name`, `route`, `phase` (`wait`, `dns`, `connect`, `tls`, `handshake`) |
+//! | `tower_flow_timing_connections_total` | counter, of responses with `Timings` | `name`, `route`, `reused` (`true`, `false`) |
 //! | `tower_flow_timing_window_seconds` | gauge, over the window | `name`, `route`, `stat` (`min`, `mean`, `p50` … `max`) |
 //!
 //! # Cost
 //!
 //! No allocation, no lock, and no cache line shared between threads. Two clock readings and six additions in cells of
 //! the calling thread; the HTTP form reads the clock once more, for the first byte, and again where a body makes
-//! somebody wait. A route function adds a hash look-up. `benches/README.md` has the figures.
+//! somebody wait, and looks once into the extensions of a response that has any; timings found there cost three additions
+//! on a reused connection. A route function adds a hash look-up. `benches/README.md` has the figures.
 //!
 //! # Where in the stack
 //!
 //! Outside whatever should be part of the time: outside a queue to see the wait, inside it to see the work.
 
 mod call;
+mod connection;
 mod future;
 mod handle;
 mod http;
@@ -100,7 +109,7 @@ mod route;
 mod service;
 
 pub use future::ResponseFuture;
-pub use handle::{RouteSnapshot, TimingHandle};
+pub use handle::{ConnectionTimes, PhaseTimes, RouteSnapshot, TimingHandle};
 pub use http::{HttpCall, HttpTiming, HttpTimingLayer, HttpWatch};
 pub use layer::TimingLayer;
 pub use route::{OneRoute, Route};

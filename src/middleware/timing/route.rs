@@ -1,8 +1,10 @@
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::connection::Connections;
 use crate::base::clock::{Instant, nanos};
 use crate::base::outcome::Outcome;
+use crate::base::phases::Timings;
 use crate::base::stats::{Bounds, Names, Phases, Sliding, Striped, Window};
 
 /// Where calls to unknown routes, or to more routes than there is room for, are counted.
@@ -54,6 +56,8 @@ pub(super) struct Measures {
     cells: Striped,
     bounds: Bounds,
     pub(super) total: Arc<Sliding>,
+    /// Made for the first response that tells of its connection.
+    connections: OnceLock<Box<Connections>>,
 }
 
 /// Where in a route's cells what is counted. The three histograms follow, each with its sum first.
@@ -178,6 +182,7 @@ impl Measures {
             cells: Striped::new(at::HISTOGRAMS + 3 * histogram),
             bounds: bounds.clone(),
             total: Arc::new(Sliding::new(window)),
+            connections: OnceLock::new(),
         }
     }
 
@@ -213,6 +218,17 @@ impl Measures {
         }
         // Last, so that whoever sees the call ended sees all of it.
         cells.add(at::ENDED + outcome.index(), 1);
+    }
+
+    pub(super) fn connected(&self, timings: &Timings) {
+        self.connections
+            .get_or_init(|| Box::new(Connections::new(&self.bounds)))
+            .note(timings);
+    }
+
+    /// What is known of the connections, once a response has told of one.
+    pub(super) fn connections(&self) -> Option<&Connections> {
+        self.connections.get().map(|connections| &**connections)
     }
 
     pub(super) fn started(&self) -> u64 {
