@@ -1,10 +1,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio::time::sleep;
 use tokio_test::task;
 
 use super::*;
+use crate::base::clock;
+use crate::base::inspect::Value;
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
