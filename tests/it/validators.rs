@@ -49,8 +49,10 @@ async fn busy() -> Flow {
     let inner = service_fn(|_: ::http::Request<RequestBody<Steps>>| async {
         let start = clock::now();
         let dial = Dial::new(start);
-        let looked_up =
-            async { Ok::<_, BoxError>(tokio::time::sleep(Duration::from_millis(1)).await) };
+        let looked_up = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok::<_, BoxError>(())
+        };
         dial.scope(Phase::Dns.mark(looked_up)).await?;
         let mut response = grpc_response([message(b"hello"), trailers("0")]);
         let now = clock::now();

@@ -210,7 +210,7 @@ impl fmt::Display for NoHttps {
         let Self { host } = self;
         write!(
             f,
-            "no TLS for https to {host}; put the connector into a TlsConnector (feature `tls`)"
+            "https to {host} refused by a connector without TLS; use connect::https(), or tcp() inside TlsConnector"
         )
     }
 }
