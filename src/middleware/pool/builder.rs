@@ -12,12 +12,10 @@ use super::core::{Limits, Version};
 use super::dial::Dial;
 use super::driver::Crew;
 use super::events::PoolEvents;
-use super::pool::ConnPool;
-use super::shared::{Options, Shared};
+use super::service::ConnPool;
+use super::shared::{Http2Options, Options, Shared};
 use crate::base::error::BoxError;
 use crate::base::flow::Flow;
-
-type Configure = Box<dyn Fn(&mut http2::Builder<Crew>) + Send + Sync>;
 
 /// The options of a [`ConnPool`]; see [the module](crate::pool).
 #[must_use = "a builder builds nothing until `build` is called"]
@@ -32,7 +30,7 @@ pub struct Builder<C> {
     timings: bool,
     events: Option<Arc<dyn PoolEvents>>,
     http1: http1::Builder,
-    http2: Configure,
+    http2: Http2Options,
     flow: Option<Flow>,
 }
 

@@ -3,7 +3,8 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use http::{Method, Request, Response, Version as HttpVersion};
 use http_body::Body;
@@ -32,7 +33,7 @@ pub struct ResponseFuture<B: Send + 'static> {
 }
 
 enum State<B: Send + 'static> {
-    Waiting(Waiting<B>),
+    Waiting(Box<Waiting<B>>),
     Sent { answer: Answer<B>, lease: Lease<B> },
     Failed(Error),
     Done,
@@ -94,7 +95,7 @@ where
                 },
             };
             // The waker comes with the first poll.
-            core.acquire(now, host, before, || std::task::Waker::noop().clone())
+            core.acquire(now, host, before, || Waker::noop().clone())
         });
         match (acquired, connection) {
             (Acquired::Granted(grant), Some(connection)) => {
@@ -104,13 +105,13 @@ where
             (Acquired::Granted(_), None) => unreachable!("a granted connection is there"),
             _ if !known => State::Failed(Error::uri(req.uri())),
             (Acquired::Queued(waiter), _) => match name_of(req.uri()) {
-                Ok(host) => State::Waiting(Waiting {
+                Ok(host) => State::Waiting(Box::new(Waiting {
                     shared: shared.clone(),
                     waiter,
                     host,
                     since: now,
                     req: Some(req),
-                }),
+                })),
                 Err(error) => State::Failed(error),
             },
             (Acquired::Refused(refusal), _) => match name_of(req.uri()) {
@@ -124,7 +125,7 @@ where
         let connection = lease.connection.clone();
         if let Some(events) = &connection.shared.options.events {
             let idle = idle(lease.reused, self.granted);
-            events.got_conn(&connection.origin.name, idle.is_some(), idle);
+            events.got_conn(&connection.origin.name, lease.reused.is_some(), idle);
         }
         match lease.version() {
             Version::Http1 if req.version() == HttpVersion::HTTP_2 => {
@@ -178,9 +179,9 @@ where
         let connection = lease.connection.clone();
         let options = &connection.shared.options;
         let timings = (options.timings).then(|| {
-            let reused = idle(lease.reused, self.granted);
-            let dial = reused.is_none().then_some(&connection.dial);
-            Timings::new(self.start, self.granted, clock::now(), reused, dial)
+            let dial = lease.reused.is_none().then_some(&connection.dial);
+            let idle = idle(lease.reused, self.granted);
+            Timings::new(self.start, self.granted, clock::now(), idle, dial)
         });
         let (mut parts, body) = response.into_parts();
         if let Some(made) = connection.made.get() {
@@ -197,12 +198,12 @@ where
     }
 }
 
-/// How long the connection had idled, if it carried requests before.
-fn idle(reused: Option<Reused>, granted: Instant) -> Option<std::time::Duration> {
-    reused.map(|reused| match reused {
-        Reused::IdleSince(since) => granted.saturating_duration_since(since),
-        Reused::Busy => std::time::Duration::ZERO,
-    })
+/// How long the connection had idled.
+fn idle(reused: Option<Reused>, granted: Instant) -> Option<Duration> {
+    match reused? {
+        Reused::IdleSince(since) => Some(granted.saturating_duration_since(since)),
+        Reused::Busy => None,
+    }
 }
 
 fn refused<B: Send + 'static>(
@@ -219,7 +220,7 @@ fn refused<B: Send + 'static>(
         Refusal::BackingOff { until, cause } => {
             Error::backing_off(host, until.saturating_duration_since(now), cause)
         }
-        Refusal::Closed => Error::closed(host, std::time::Duration::ZERO),
+        Refusal::Closed => Error::closed(host, Duration::ZERO),
     }
 }
 
@@ -311,7 +312,7 @@ impl<B: Send + 'static> Waiting<B> {
         Poll::Ready((answer, connection))
     }
 
-    fn failed(&self, answer: core::Answer, waited: std::time::Duration) -> Error {
+    fn failed(&self, answer: core::Answer, waited: Duration) -> Error {
         let host = self.host.clone();
         match answer {
             core::Answer::Failed(cause) => Error::connect(host, waited, cause),

@@ -55,7 +55,8 @@ impl<B: Send + 'static> Lease<B> {
         self.version
     }
 
-    /// Sends `req`, unless the connection is gone by now.
+    /// Sends `req`, unless the connection is gone by now: then it comes back as it is, large or not.
+    #[allow(clippy::result_large_err)]
     #[inline]
     pub(super) fn send(&mut self, req: Request<B>) -> Result<Answer<B>, Request<B>>
     where

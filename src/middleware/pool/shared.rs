@@ -31,6 +31,10 @@ pub(super) trait Dialler<B>: Send + Sync {
     fn run(&self, connection: Arc<Connection<B>>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
+/// Sets hyper's own options.
+pub(super) type Http2Options =
+    Box<dyn Fn(&mut hyper::client::conn::http2::Builder<Crew>) + Send + Sync>;
+
 /// What a pool was built with and the core need not know.
 pub(super) struct Options {
     pub(super) name: Arc<str>,
@@ -40,7 +44,7 @@ pub(super) struct Options {
     pub(super) timings: bool,
     pub(super) events: Option<Arc<dyn PoolEvents>>,
     pub(super) http1: hyper::client::conn::http1::Builder,
-    pub(super) http2: Box<dyn Fn(&mut hyper::client::conn::http2::Builder<Crew>) + Send + Sync>,
+    pub(super) http2: Http2Options,
 }
 
 pub(super) struct Shared<B> {
