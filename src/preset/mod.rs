@@ -7,6 +7,8 @@ mod client;
 mod server;
 #[cfg(feature = "shed")]
 mod shed;
+#[cfg(all(feature = "pool", feature = "throttle"))]
+mod transport;
 
 use tower_http::classify::SharedClassifier;
 
@@ -18,6 +20,11 @@ pub use client::{GrpcClient, grpc_client, grpc_client_with};
 pub use server::{GrpcServerObserved, grpc_server_observed, grpc_server_observed_with};
 #[cfg(feature = "shed")]
 pub use shed::{GrpcServer, HttpServer, grpc_server, grpc_server_with, http_server};
+#[cfg(all(feature = "pool", feature = "throttle"))]
+pub use transport::{
+    Connector, Transport, TransportBody, TransportBuilder, TransportClient, TransportFuture,
+    TransportGrpcClient, TransportService,
+};
 
 /// Timing per method, as the presets use it.
 pub type GrpcTiming = HttpTimingLayer<ByPath, SharedClassifier<GrpcClassifier>>;

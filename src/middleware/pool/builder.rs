@@ -104,6 +104,24 @@ impl<C> Builder<C> {
         }
     }
 
+    /// Changes the connector.
+    pub fn connector<D>(self, change: impl FnOnce(C) -> D) -> Builder<D> {
+        Builder {
+            connector: change(self.connector),
+            name: self.name,
+            limits: self.limits,
+            protocol: self.protocol,
+            connect_timeout: self.connect_timeout,
+            retries: self.retries,
+            host_metrics: self.host_metrics,
+            timings: self.timings,
+            events: self.events,
+            http1: self.http1,
+            http2: self.http2,
+            flow: self.flow,
+        }
+    }
+
     /// `pool` (default) is its name among the pools of a flow.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = name.into();

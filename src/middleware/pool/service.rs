@@ -106,9 +106,7 @@ impl<B: Send + 'static> ConnPool<B> {
     pub fn stats(&self) -> Stats {
         Stats::of(self.shared())
     }
-}
 
-impl<B: Send + Sync + 'static> ConnPool<B> {
     /// The handle that reads and tunes it. It keeps no connection open.
     pub fn handle(&self) -> PoolHandle {
         PoolHandle::new(self.shared().clone())
