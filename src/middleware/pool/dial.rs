@@ -68,13 +68,13 @@ where
     B::Error: Into<BoxError>,
 {
     fn run(&self, connection: Arc<Connection<B>>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // Made here and first, so that it goes even when the connector panics or the task never runs.
+        let slot = connection.slot();
         let connector = self
             .connector
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        // Made here, so that it goes even when the task never runs.
-        let slot = connection.slot();
         let protocol = self.protocol;
         Box::pin(async move {
             let limit = connection.shared.options.connect_timeout;

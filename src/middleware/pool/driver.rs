@@ -85,7 +85,10 @@ where
         }
         match self.connection.link.turn(cx) {
             Turn::Wait => {}
-            Turn::Freed => self.connection.free(true),
+            Turn::Freed => {
+                self.connection.ends(CloseReason::Peer);
+                self.connection.free(true);
+            }
             Turn::Stop => return Poll::Ready(()),
         }
         Poll::Pending

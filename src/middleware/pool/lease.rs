@@ -97,10 +97,14 @@ impl<B: Send + 'static> Lease<B> {
     /// The request came back: the connection takes no more, though its driver may not know yet.
     pub(super) fn refused(self) {
         let now = clock::now();
+        let reason = match self.version {
+            Version::Http1 => CloseReason::Peer,
+            Version::Http2 => CloseReason::GoAway,
+        };
         let connection = &self.connection;
         connection
             .shared
-            .event(|core| core.leave(now, connection.id, CloseReason::GoAway));
+            .event(|core| core.leave(now, connection.id, reason));
     }
 }
 
@@ -114,6 +118,7 @@ impl<B: Send + 'static> Drop for Lease<B> {
                     self.connection.ends(CloseReason::Cancelled);
                 }
                 if self.connection.link.answered() {
+                    self.connection.ends(CloseReason::Peer);
                     self.connection.free(true);
                 }
             }

@@ -228,16 +228,9 @@ impl Core {
     }
 
     fn queue(&mut self, now: Instant, host: HostId, before: bool, waker: Waker) -> Acquired {
-        let known = &self.hosts[host];
-        if let Some(refusal) = self.refusal(now, known, before) {
-            match refusal {
-                Refusal::Full { .. } => self.counts.rejected_queue_full += 1,
-                Refusal::BackingOff { .. } => self.counts.rejected_backing_off += 1,
-                Refusal::Closed => self.counts.rejected_closed += 1,
-            }
-            if known.empty() {
-                self.forget(host);
-            }
+        if let Some(refusal) = self.backing_off(now, host) {
+            self.counts.rejected_backing_off += 1;
+            self.forget(host);
             return Acquired::Refused(refusal);
         }
         let waiter = self.enlist(now, host, Wants::Connection, waker);
@@ -247,16 +240,22 @@ impl Core {
             false => line.push_back(&mut self.waiters, waiter),
         }
         self.want(now, host);
+        // Whom a dial under way will serve is not pending, and the dial may have begun just now (Envoy#11326).
+        let known = &self.hosts[host];
+        let covered = known.dialling.saturating_mul(known.per_dial());
+        let pending = known.waiting.len().saturating_sub(covered);
+        if pending > self.limits.pending && !before {
+            self.counts.rejected_queue_full += 1;
+            self.cancel(now, waiter);
+            let pending = pending - 1;
+            return Acquired::Refused(Refusal::Full { pending });
+        }
         Acquired::Queued(waiter)
     }
 
-    fn refusal(&self, now: Instant, host: &Host, before: bool) -> Option<Refusal> {
-        // Whom a dial under way will serve is not pending (Envoy#11326).
-        let covered = host.dialling.saturating_mul(host.per_dial());
-        let pending = host.waiting.len().saturating_sub(covered);
-        if pending >= self.limits.pending && !before {
-            return Some(Refusal::Full { pending });
-        }
+    /// Whether nothing can serve a request to `host` before it may be dialled again.
+    fn backing_off(&self, now: Instant, host: HostId) -> Option<Refusal> {
+        let host = &self.hosts[host];
         let until = host.retry_at.filter(|at| *at > now)?;
         let cause = host.last_error.clone()?;
         let hopeless = host.live == 0 && host.dialling == 0;
@@ -277,9 +276,7 @@ impl Core {
         let limits = &self.limits;
         let most = limits.per_host.min(limits.connections);
         let most = most.min(limits.idle_per_host).min(limits.idle);
-        if let Some(refusal @ Refusal::BackingOff { .. }) =
-            self.refusal(now, &self.hosts[host], true)
-        {
+        if let Some(refusal) = self.backing_off(now, host) {
             return Acquired::Refused(refusal);
         }
         let waiter = self.enlist(now, host, Wants::Open(target.min(most)), waker);
