@@ -1,5 +1,6 @@
 use std::fmt;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -49,7 +50,8 @@ use crate::{BoxError, Rejection};
 /// ```
 #[derive(Debug, Clone)]
 pub struct Transport {
-    inner: TransportService,
+    pool: ConnPool<TransportBody>,
+    timeout: Option<Duration>,
     http: (HttpTimingLayer, HttpThrottleLayer),
     grpc: (GrpcTiming, HttpThrottleLayer),
 }
@@ -73,20 +75,20 @@ pub type Connector = connect::Https;
 pub type Connector = connect::Tcp;
 
 /// What [`Transport::client`] makes.
-pub type TransportClient = HttpTiming<HttpThrottle<TransportService>>;
+pub type TransportClient<B> = HttpTiming<HttpThrottle<TransportService<B>>>;
 
 /// What [`Transport::grpc_client`] makes.
-pub type TransportGrpcClient =
-    HttpTiming<HttpThrottle<TransportService>, ByPath, SharedClassifier<GrpcClassifier>>;
+pub type TransportGrpcClient<B> =
+    HttpTiming<HttpThrottle<TransportService<B>>, ByPath, SharedClassifier<GrpcClassifier>>;
 
 /// The request bodies of all clients of a [`Transport`], whatever their types were.
 pub type TransportBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// The innermost service of a [`Transport`]: the pool, for bodies of any type, within the request timeout.
-#[derive(Debug, Clone)]
-pub struct TransportService {
+/// The innermost service of a [`Transport`]: the pool, for requests with bodies `B`, within the request timeout.
+pub struct TransportService<B> {
     pool: ConnPool<TransportBody>,
     timeout: Option<Duration>,
+    body: PhantomData<fn(B)>,
 }
 
 pin_project! {
@@ -133,21 +135,29 @@ impl Transport {
     }
 
     /// A client for any HTTP: timing outermost, then the throttle, the request timeout, the pool.
-    pub fn client(&self) -> TransportClient {
+    pub fn client<B>(&self) -> TransportClient<B> {
         let (timing, throttle) = &self.http;
-        timing.layer(throttle.layer(self.inner.clone()))
+        timing.layer(throttle.layer(self.service()))
     }
 
     /// A client for gRPC, for a generated client's `with_origin`: timed by method, classified by `grpc-status`. The
     /// pool has to speak HTTP/2: by TLS, or set to [`Protocol::Http2`].
-    pub fn grpc_client(&self) -> TransportGrpcClient {
+    pub fn grpc_client<B>(&self) -> TransportGrpcClient<B> {
         let (timing, throttle) = &self.grpc;
-        timing.layer(throttle.layer(self.inner.clone()))
+        timing.layer(throttle.layer(self.service()))
     }
 
     /// The pool all clients share.
     pub fn pool(&self) -> &ConnPool<TransportBody> {
-        &self.inner.pool
+        &self.pool
+    }
+
+    fn service<B>(&self) -> TransportService<B> {
+        TransportService {
+            pool: self.pool.clone(),
+            timeout: self.timeout,
+            body: PhantomData,
+        }
     }
 }
 
@@ -246,10 +256,8 @@ impl<C> TransportBuilder<C> {
             throttle = throttle.attach(flow);
         }
         Transport {
-            inner: TransportService {
-                pool: self.pool.build(),
-                timeout: self.request_timeout,
-            },
+            pool: self.pool.build(),
+            timeout: self.request_timeout,
             http: (timing.http(), throttle.clone().http()),
             grpc: (methods.http().grpc(), throttle.grpc()),
         }
@@ -294,7 +302,7 @@ impl<C> fmt::Debug for TransportBuilder<C> {
 
 // ===== impl TransportService =====
 
-impl<B> Service<Request<B>> for TransportService
+impl<B> Service<Request<B>> for TransportService<B>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -314,6 +322,24 @@ where
             timeout: self.timeout.unwrap_or(Duration::MAX),
             sleep: self.timeout.map(tokio::time::sleep),
         }
+    }
+}
+
+impl<B> Clone for TransportService<B> {
+    fn clone(&self) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<B> fmt::Debug for TransportService<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransportService")
+            .field("pool", &self.pool)
+            .field("timeout", &self.timeout)
+            .finish()
     }
 }
 

@@ -19,5 +19,6 @@ mod support;
 mod throttle;
 mod timing;
 mod tls;
+mod transport;
 mod tree;
 mod validators;

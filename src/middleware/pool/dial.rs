@@ -1,7 +1,7 @@
 //! The life of a connection: dialled, driven, dropped.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
@@ -88,13 +88,11 @@ where
                         proxied: connected.is_proxied(),
                         connected,
                     };
-                    let io = PoolIo::new(io, slot);
+                    let io = PoolIo::new(io, slot.clone());
                     let driver = handshake(io, &connection, made.version).await?;
                     Ok::<_, BoxError>((driver, made))
                 });
-                // Holds the slot until the core knows what became of the dial.
-                let mut dialled = pin!(dialled);
-                let cause = match unless_stopped(&connection, dialled.as_mut()).await {
+                let cause = match unless_stopped(&connection, dialled).await {
                     None => return,
                     Some(Ok(Ok(made))) => Ok(made),
                     Some(Ok(Err(error))) => Err(Cause::failed(stood(&connection), error)),

@@ -106,8 +106,14 @@ pub(super) enum Sender<B> {
     Http2(hyper::client::conn::http2::SendRequest<B>),
 }
 
-/// The slot of a connection: free when this is dropped.
-pub(super) struct Slot(Arc<dyn Gone>);
+/// The slot of a connection: free when the last clone is dropped. The IO has one, and its dial until it has told what it
+/// came to.
+#[derive(Clone)]
+pub(super) struct Slot {
+    _holder: Arc<Holder>,
+}
+
+struct Holder(Arc<dyn Gone>);
 
 /// Is told that its socket is no more.
 trait Gone: Send + Sync {
@@ -318,7 +324,9 @@ impl<B: Send + 'static> Connection<B> {
 
     /// Its slot, which the caller gives to the IO.
     pub(super) fn slot(self: &Arc<Self>) -> Slot {
-        Slot(self.clone())
+        Slot {
+            _holder: Arc::new(Holder(self.clone())),
+        }
     }
 
     /// Why it will go, unless the core knows better.
@@ -372,7 +380,7 @@ impl<B: Send + 'static> Gone for Connection<B> {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Holder {
     fn drop(&mut self) {
         self.0.gone();
     }
