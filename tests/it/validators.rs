@@ -14,6 +14,7 @@ use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcClientLayer, GrpcServerLayer, RequestBody};
 use tower_flow::metrics::Format;
 use tower_flow::phases::{Dial, Phase, Timings};
+use tower_flow::pool::{ConnPool, connect};
 use tower_flow::preset::ByPath;
 use tower_flow::shed::{Queue, ShedLayer};
 use tower_flow::signal::{LagSignal, Pressure};
@@ -107,6 +108,39 @@ async fn busy() -> Flow {
     let throttle = ThrottleLayer::new("th \"\\\n").attach(&flow);
     let throttled = throttle.layer(service_fn(async |_: u8| Ok::<_, BoxError>(())));
     throttled.oneshot(1).await.unwrap();
+
+    let pool = ConnPool::builder(connect::http())
+        .name("p \"\\\n")
+        .host_metrics(1)
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .attach(&flow)
+        .build();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let served = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+        let mut asked = [0; 1024];
+        while tokio::io::AsyncReadExt::read(&mut socket, &mut asked)
+            .await
+            .unwrap()
+            > 0
+        {
+            tokio::io::AsyncWriteExt::write_all(&mut socket, answer)
+                .await
+                .unwrap();
+        }
+    });
+    for (uri, answered) in [
+        (format!("http://{served}/"), true),
+        ("http://127.0.0.1:1/".into(), false),
+    ] {
+        let req = ::http::Request::get(uri).body(http_body_util::Empty::<bytes::Bytes>::new());
+        let response = pool.clone().oneshot(req.unwrap()).await;
+        assert_eq!(response.is_ok(), answered);
+    }
+    // It stays open as long as the flow is read.
+    std::mem::forget(pool);
 
     let own = Counter::<u64>::default();
     own.inc();
