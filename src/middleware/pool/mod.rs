@@ -150,6 +150,7 @@ mod handle;
 mod io;
 mod keeper;
 mod lease;
+pub mod limit;
 mod link;
 mod metrics;
 mod request;
