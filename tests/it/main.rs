@@ -11,6 +11,7 @@ mod contract;
 mod grpc;
 mod http;
 mod interop;
+mod limit;
 mod proto;
 mod shed;
 mod stack_hyper;
