@@ -26,7 +26,7 @@ pub(super) struct Settings {
 #[derive(Debug, Clone)]
 pub(super) struct Options {
     settings: Settings,
-    state: Arc<OnceLock<Arc<State>>>,
+    state: Arc<OnceLock<Lease<State>>>,
 }
 
 /// What is limited; it decides nothing but words.
@@ -124,10 +124,8 @@ impl Options {
     }
 
     pub(super) fn state(&self) -> Lease<State> {
-        let state = self
-            .state
-            .get_or_init(|| Arc::new(State::new(self.settings.clone())));
-        Lease::new(state.clone())
+        let state = || Lease::new(Arc::new(State::new(self.settings.clone())));
+        self.state.get_or_init(state).clone()
     }
 }
 
