@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+const NOBODY: [u64; 0] = [];
+
 fn limits(total: usize, per_host: usize) -> Limits {
     Limits {
         total,
@@ -88,7 +90,7 @@ fn what_is_reserved_is_had_beyond_the_total() {
     let _second = queued(gate.arrive(&2, || 20));
     assert_eq!(gate.held(), 3);
     // One place less is still the whole total.
-    assert_eq!(woken(gate.release(0, false)), []);
+    assert_eq!(woken(gate.release(0, false)), NOBODY);
     assert_eq!(woken(gate.release(0, false)), [20]);
 }
 
@@ -98,11 +100,11 @@ fn limits_that_rise_let_in_who_waits() {
     assert_eq!(gate.arrive(&1, || 0), Arrival::Granted(0));
     let _: Vec<_> = (10..13).map(|n| queued(gate.arrive(&1, || n))).collect();
     let _: Vec<_> = (20..23).map(|n| queued(gate.arrive(&2, || n))).collect();
-    assert_eq!(woken(gate.set_limits(limits(1, 3))), []);
+    assert_eq!(woken(gate.set_limits(limits(1, 3))), NOBODY);
     assert_eq!(woken(gate.set_limits(limits(4, 3))), [20, 10, 21]);
-    assert_eq!(woken(gate.set_limits(limits(1, 1))), []);
+    assert_eq!(woken(gate.set_limits(limits(1, 1))), NOBODY);
     assert_eq!(gate.held(), 4, "nobody loses a place");
-    assert_eq!(woken(gate.release(0, false)), []);
+    assert_eq!(woken(gate.release(0, false)), NOBODY);
 }
 
 #[test]
@@ -112,7 +114,7 @@ fn a_closed_gate_sends_all_away() {
     let waits = queued(gate.arrive(&1, || 1));
     assert_eq!(woken(gate.close(|wake| *wake)), [1]);
     assert_eq!(gate.poll(&waits, &mut 1), Fate::Closed);
-    assert_eq!(woken(gate.release(0, false)), []);
+    assert_eq!(woken(gate.release(0, false)), NOBODY);
     assert_eq!(gate.poll(&waits, &mut 1), Fate::Closed);
     assert_eq!(gate.leave(&waits), Some(1));
     assert_eq!(gate.arrive(&1, || 0), Arrival::Closed);
@@ -125,7 +127,7 @@ fn hosts_nobody_uses_are_forgotten() {
         let Arrival::Granted(at) = gate.arrive(&host, || 0) else {
             panic!("there is room")
         };
-        assert_eq!(woken(gate.release(at, false)), []);
+        assert_eq!(woken(gate.release(at, false)), NOBODY);
     }
     assert_eq!(gate.hosts.len(), SPARES);
     assert!(gate.slots.len() <= SPARES + 1);
@@ -266,7 +268,7 @@ proptest! {
                         Arrival::Closed => unreachable!("nobody closed it"),
                     };
                     guests.extend(stage.map(|stage| Guest { number, host, stage }));
-                    prop_assert_eq!(model.settle(&limits), Vec::<u64>::new());
+                    prop_assert_eq!(model.settle(&limits), NOBODY);
                 }
                 Event::Poll(which) if !guests.is_empty() => {
                     let which = which % guests.len();
