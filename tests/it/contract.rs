@@ -16,6 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use tower::{Layer, Service};
 use tower_flow::connection::{ConnectionState, Connections};
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
+use tower_flow::pool::limit::RequestLimit;
 use tower_flow::preset::ByPath;
 use tower_flow::shed::{AsError, Queue, Reject, ShedLayer};
 use tower_flow::throttle::{ThrottleHandle, ThrottleLayer};
@@ -545,6 +546,21 @@ where
     };
     assert_eq!(error.downcast_ref(), Some(&Marked("ready")));
     subject.assert_balanced(2, "not ready is an end too, with the future still there");
+}
+
+/// Limited requests wait as shed ones do, in their futures.
+#[test]
+fn request_limits_keep_it() {
+    suite_of_ready(|| {
+        let layer = RequestLimit::new(1);
+        let (handle, read) = (layer.handle(), layer.handle());
+        Subject {
+            layer,
+            prepare: Box::new(|_| {}),
+            started: Box::new(move || handle.snapshot().granted),
+            in_flight: Box::new(move || read.snapshot().held as u64),
+        }
+    });
 }
 
 #[test]

@@ -168,8 +168,8 @@
 //! # Where in the stack
 //!
 //! The connector layer goes outside of TLS and proxies, so that handshakes count. The request layer goes round the
-//! client, inside everything that hands requests to other tasks. Timeouts go outside both: a wait for a connection is
-//! time of the request's. A [`RequestLimit`] goes inside retries and throttling, so that who waits to try again holds
+//! client, inside everything that hands requests to other tasks. A timeout of dials goes inside the connector layer, or a
+//! dial that hangs keeps its place; a timeout of requests goes outside of both, since a wait is time of the request's. A [`RequestLimit`] goes inside retries and throttling, so that who waits to try again holds
 //! nothing.
 //!
 //! # Limits of the limits
@@ -185,10 +185,10 @@
 //! # Design
 //!
 //! Ghosts could be counted instead: of a host's queued dials as many are ghosts as exceed its unanswered requests, the
-//! oldest first. That costs a lock for each request, sees a ghost only when enough requests are answered, and ends the
-//! wrong dial when a request is handed a connection that has just been closed, since hyper-util's client then falls back
-//! to that request's own dial, which is younger than no ghost any more. Whether somebody polls a dial says the same
-//! exactly, at once, and for nothing.
+//! oldest first. That costs a lock for each request, sees a ghost only when enough requests are answered, and can end
+//! the wrong dial: when a request is handed a connection that has just been closed, hyper-util's client waits on for
+//! that request's own dial, which may be the oldest then while younger ones are ghosts. Whether somebody polls a dial
+//! says the same exactly, at once, and for nothing.
 
 mod acquire;
 mod conn;
