@@ -354,6 +354,37 @@ async fn a_dial_that_fails_is_cancelled_or_panics_gives_its_permit_back() {
     assert_eq!(handle.snapshot().held, 0);
 }
 
+/// What hyper-util's client does with a dial it needs no more: it becomes a task of its own.
+#[tokio::test(start_paused = true)]
+async fn a_dial_left_by_its_request_ends_and_gives_a_grant_to_the_next() {
+    let limit = ConnLimit::new(1);
+    let handle = limit.handle();
+    let connector = limit.connector_layer().layer(units());
+    let held = connector.clone().oneshot(uri("a.test")).await.unwrap();
+    let dials = connector.clone();
+    let client = limit.request_layer().layer(service_fn(move |()| {
+        let mut dial = Box::pin(dials.clone().oneshot(uri("a.test")));
+        async move {
+            assert!((&mut dial).now_or_never().is_none());
+            Ok::<_, Infallible>(tokio::spawn(dial))
+        }
+    }));
+    let left = client.clone().oneshot(()).await.unwrap();
+    let granted = client.oneshot(()).await.unwrap();
+    let next = tokio::spawn(connector.oneshot(uri("a.test")));
+    assert_eq!(handle.snapshot().waiting, 2, "the tasks have not run");
+    drop(held);
+    for ghost in [left, granted] {
+        assert_eq!(refused(ghost.await.unwrap()), Reason::Closed);
+    }
+    next.await.unwrap().unwrap();
+    let now = handle.snapshot();
+    assert_eq!(
+        (now.ghosts, now.abandoned, now.held, now.waiting),
+        (2, 0, 0, 0)
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn hosts_that_starve_take_turns_and_each_is_first_come_first_served() {
     let limit = ConnLimit::new(1).acquire_timeout(Duration::from_secs(3_600));

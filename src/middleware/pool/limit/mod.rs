@@ -5,10 +5,10 @@
 //! None of these clients limits its connections. hyper-util's dials whenever no connection is idle, and the
 //! `ConcurrencyLimitLayer` that is often put round its connector limits dials: it forgets a connection once it is made.
 //!
-//! [`ConnLimit`] is two layers. The [`connector_layer`](ConnLimit::connector_layer) grants a dial a permit, and puts the
-//! permit into the IO it makes. So a place is taken from the first packet of a dial until the socket is closed, whatever
-//! became of the connection in between: idle in a pool, drained after a GOAWAY, upgraded. Dials that find no room wait,
-//! first come first served for each host, and hosts that wait for the total take turns.
+//! [`ConnLimit`] is two layers. The [`connector_layer`](ConnLimit::connector_layer) grants a dial a permit, and puts
+//! the permit into the IO it makes. So a place is taken from the first packet of a dial until the socket is closed,
+//! whatever became of the connection in between: idle in a pool, drained after a GOAWAY, upgraded. Dials that find no
+//! room wait, first come first served for each host, and hosts that wait for the total take turns.
 //!
 //! hyper-util's client waits for two things at once, its dial and the return of a connection. If the second is first it
 //! leaves the dial to a task of its own, which would queue for ever: a *ghost*. The
@@ -86,7 +86,8 @@
 //! }
 //! ```
 //!
-//! As a layer it fits every `Service<http::Request<B>>` that answers with an `http::Response`. This makes one of reqwest:
+//! As a layer it fits every `Service<http::Request<B>>` that answers with an `http::Response`. This makes one of
+//! reqwest:
 //!
 //! ```
 //! use tower::{Layer, service_fn};
@@ -105,8 +106,8 @@
 //! ```
 //!
 //! Why there is no connector layer for reqwest: what `ClientBuilder::connector_layer` takes must be a
-//! `Service<Unnameable, Response = Conn>`, and both are private types of reqwest's. A layer can delay a dial or fail it.
-//! It cannot see where the dial goes, and it cannot wrap the connection, so it never learns when that is closed.
+//! `Service<Unnameable, Response = Conn>`, and both are private types of reqwest's. A layer can delay a dial or fail
+//! it. It cannot see where the dial goes, and it cannot wrap the connection, so it never learns when that is closed.
 //!
 //! Why a limit of requests is not one of connections: a body ends, and its permit with it, a moment before the
 //! connection is idle again, so the next request may find none and dial; a dial that is overtaken by a returned
@@ -115,9 +116,9 @@
 //!
 //! # Readiness
 //!
-//! The connector and [`LimitedRequests`] are always ready, since in `poll_ready` the host is not known. A permit is asked
-//! for in `call` and waited for in the future, and then the inner service's readiness, on a clone. [`Paired`] is as
-//! ready as its client.
+//! The connector and [`LimitedRequests`] are always ready, since in `poll_ready` the host is not known. A permit is
+//! asked for in `call` and waited for in the future, and then the inner service's readiness, on a clone. [`Paired`] is
+//! as ready as its client.
 //!
 //! # Cancellation
 //!
@@ -158,19 +159,20 @@
 //!
 //! # Cost
 //!
-//! A permit that is free takes a lock and a hash look-up to get and a lock to give back, and allocates nothing for a host
-//! that was asked before. A dial takes one lock more when it has become a connection, and a clone of the connector. A
-//! wait allocates a timer, reads the clock twice, and takes a lock each time it is polled. Reads and writes pass straight
-//! through. The request layer notes an address in its thread for the time of a poll: no lock, no clock.
+//! A permit that is free takes a lock and a hash look-up to get and a lock to give back, and allocates nothing for a
+//! host that was asked before. A dial takes one lock more when it has become a connection, and a clone of the
+//! connector. A wait allocates a timer, reads the clock twice, and takes a lock each time it is polled. Reads and
+//! writes pass straight through. The request layer notes an address in its thread for the time of a poll: no lock, no
+//! clock.
 //!
 //! Waits are timed by tokio: they need its timer.
 //!
 //! # Where in the stack
 //!
 //! The connector layer goes outside of TLS and proxies, so that handshakes count. The request layer goes round the
-//! client, inside everything that hands requests to other tasks. A timeout of dials goes inside the connector layer, or a
-//! dial that hangs keeps its place; a timeout of requests goes outside of both, since a wait is time of the request's. A [`RequestLimit`] goes inside retries and throttling, so that who waits to try again holds
-//! nothing.
+//! client, inside everything that hands requests to other tasks. A timeout of dials goes inside the connector layer, or
+//! a dial that hangs keeps its place; a timeout of requests goes outside of both, since a wait is time of the
+//! request's. A [`RequestLimit`] goes inside retries and throttling, so that who waits to try again holds nothing.
 //!
 //! # Limits of the limits
 //!
