@@ -265,6 +265,37 @@ async fn a_permit_is_held_until_the_connection_is_dropped() {
     assert_eq!(handle.snapshot().held, 0);
 }
 
+/// Notes how many permits are held when it is dropped.
+struct Socket(LimitHandle, Arc<Mutex<Vec<usize>>>);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.1.lock().unwrap().push(self.0.snapshot().held);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_is_closed_before_its_place_is_free() {
+    let limit = ConnLimit::new(1);
+    let (handle, seen) = (limit.handle(), Arc::<Mutex<Vec<_>>>::default());
+    let (read, noted) = (handle.clone(), seen.clone());
+    let connector = limit.connector_layer().layer(service_fn(move |to: Uri| {
+        let socket = Socket(read.clone(), noted.clone());
+        async move {
+            match to.host() {
+                Some("fails") => Err(io::Error::other("told to")),
+                Some("hangs") => std::future::pending().await,
+                _ => Ok(socket),
+            }
+        }
+    }));
+    drop(connector.clone().oneshot(uri("opens")).await.unwrap());
+    let _failed = connector.clone().oneshot(uri("fails")).await;
+    assert!(connector.oneshot(uri("hangs")).now_or_never().is_none());
+    assert_eq!(*seen.lock().unwrap(), [1, 1, 1]);
+    assert_eq!(handle.snapshot().held, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wait_ends_in_time_and_leaves_nothing() {
     let limit = ConnLimit::new(9)
