@@ -472,8 +472,8 @@ impl Core {
         }
         let id = entry.host;
         let host = &mut self.hosts[id];
-        if self.conns.len() > self.limits.connections
-            || host.open > self.limits.per_host + host.draining
+        if self.conns.len() - self.closing > self.limits.connections
+            || host.live + host.dialling > self.limits.per_host
         {
             // The limits were lowered.
             self.close(conn, CloseReason::Surplus);
@@ -737,7 +737,7 @@ impl Core {
         }
         for host in self.hosts.ids() {
             while self.hosts[host].idle.len() > self.limits.idle_per_host
-                || self.hosts[host].open > self.limits.per_host
+                || self.hosts[host].live + self.hosts[host].dialling > self.limits.per_host
             {
                 let Some(conn) = self.hosts[host].idle.first() else {
                     break;
