@@ -516,6 +516,8 @@ impl Core {
             let Some(conn) = self.available(now, host) else {
                 break;
             };
+            // Out of the line first: what the grant leads to is not for this one.
+            self.unlist(waiter);
             let grant = self.take(now, conn);
             self.answer(waiter, Answer::Granted(grant));
         }
