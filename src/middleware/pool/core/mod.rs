@@ -324,10 +324,13 @@ impl Core {
 
     /// A waiter leaves. What it was granted and did not take goes to the next.
     pub(super) fn cancel(&mut self, now: Instant, waiter: WaiterId) {
-        if self.waiters.get(waiter).is_none() {
+        let Some(entry) = self.waiters.get(waiter) else {
             return;
+        };
+        // One with its answer is in no list, and its host may be forgotten.
+        if entry.answer.is_none() {
+            self.unlist(waiter);
         }
-        self.unlist(waiter);
         let Some(entry) = self.waiters.remove(waiter) else {
             return;
         };
