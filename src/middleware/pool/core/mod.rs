@@ -758,12 +758,15 @@ impl Core {
         let of_host =
             |(id, conn): (ConnId, &Conn)| (conn.host == host && conn.live()).then_some(id);
         let conns: Vec<_> = self.conns.iter().filter_map(of_host).collect();
-        for conn in &conns {
-            self.leave(now, *conn, CloseReason::Asked);
-        }
         if let Some(host) = self.hosts.get_mut(host) {
             host.failures = 0;
             host.retry_at = None;
+        }
+        for conn in &conns {
+            self.leave(now, *conn, CloseReason::Asked);
+        }
+        if self.hosts.get(host).is_some() {
+            self.want(now, host);
         }
         conns.len()
     }
