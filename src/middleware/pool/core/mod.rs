@@ -129,6 +129,7 @@ pub(super) struct Core {
     waiters: Slab<Waiter>,
     /// Slots closing: they will be free soon.
     closing: usize,
+    dialling: usize,
     idle: List<Conn, AmongIdle>,
     by_deadline: List<Waiter, ByDeadline>,
     starved: List<Host, AmongStarved>,
@@ -156,6 +157,7 @@ impl Core {
             conns: Slab::new(),
             waiters: Slab::new(),
             closing: 0,
+            dialling: 0,
             idle: List::new(),
             by_deadline: List::new(),
             starved: List::new(),
@@ -543,6 +545,7 @@ impl Core {
         let id = entry.host;
         let host = &mut self.hosts[id];
         host.dialling -= 1;
+        self.dialling -= 1;
         host.latest_dial.take_if(|latest| *latest == conn);
         host.live += 1;
         host.failures = 0;
@@ -606,6 +609,7 @@ impl Core {
         let id = entry.host;
         let host = &mut self.hosts[id];
         host.dialling -= 1;
+        self.dialling -= 1;
         host.latest_dial.take_if(|latest| *latest == conn);
         host.last_error = Some(cause.clone());
         // Dials that failed together are one failure.
@@ -660,7 +664,10 @@ impl Core {
         let entry = &mut self.conns[conn];
         let host = &mut self.hosts[entry.host];
         match entry.stage {
-            Stage::Dialling => host.dialling -= 1,
+            Stage::Dialling => {
+                host.dialling -= 1;
+                self.dialling -= 1;
+            }
             Stage::Busy if entry.leaving.is_some() => host.draining -= 1,
             Stage::Idle | Stage::Busy => host.live -= 1,
             Stage::Closing => return,

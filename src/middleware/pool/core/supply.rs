@@ -81,7 +81,12 @@ impl Core {
                 let conn: &Conn = &self.conns[*conn];
                 conn.streams >= conn.scale_at
             });
-        warm.max().unwrap_or(0).max(idle).max(usize::from(full))
+        // What would close as one idle too many is not dialled: it would be missing again at once.
+        let elsewhere = self.idle.len() + self.dialling - host.dialling;
+        let of_all = self.limits.idle.saturating_sub(elsewhere);
+        let of_host = self.limits.idle_per_host.saturating_sub(host.idle.len());
+        let lacking = warm.max().unwrap_or(0).max(idle).max(usize::from(full));
+        lacking.min(of_host).min(of_all)
     }
 
     /// Gives free slots to the starved in turn, and closes what is idle elsewhere when there are none.
@@ -110,6 +115,7 @@ impl Core {
         let host = &mut self.hosts[id];
         host.open += 1;
         host.dialling += 1;
+        self.dialling += 1;
         host.latest_dial = Some(conn);
         self.forgotten.remove(&mut self.hosts, id);
         self.counts.dials += 1;
