@@ -74,6 +74,9 @@ pub(super) struct Limits {
     pub(super) hosts: usize,
 }
 
+/// No connection ends earlier: one that did would be closed before anybody had it, and dialled again.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// Why a dial came to nothing.
 #[derive(Debug)]
 pub(super) struct Cause {
@@ -149,7 +152,9 @@ pub(super) struct Core {
 
 /// Asking.
 impl Core {
-    pub(super) fn new(limits: Limits, seed: u64) -> Self {
+    pub(super) fn new(mut limits: Limits, seed: u64) -> Self {
+        // Who waited for a connection gets it before it is too old.
+        limits.idle_timeout = limits.idle_timeout.max(SHORTEST);
         Self {
             limits,
             names: Names::default(),
@@ -562,6 +567,7 @@ impl Core {
         }
         let lifetime = self.limits.lifetime;
         let life = lifetime.map(|(life, jitter)| life.mul_f64(1.0 - jitter * chance));
+        let life = life.map(|life| life.max(SHORTEST));
         if let Some(at) = life.and_then(|life| now.checked_add(life)) {
             entry.expires = Some(at);
             self.expiring.insert(at, conn);
