@@ -430,9 +430,10 @@ impl Core {
             host.idle.remove(&mut self.conns, conn);
             self.idle.remove(&mut self.conns, conn);
         }
+        let few = was_idle && host.idle.len() < self.limits.min_idle;
         if last {
             self.leave(now, conn, CloseReason::MaxRequests);
-        } else if scale {
+        } else if scale || few {
             self.want(now, id);
         }
         Grant { conn, reused }
