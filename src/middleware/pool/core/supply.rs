@@ -18,6 +18,9 @@ pub(super) struct Need {
 impl Core {
     /// Dials for `host`, or puts it among the starved.
     pub(super) fn want(&mut self, now: Instant, host: HostId) {
+        if self.settling {
+            return;
+        }
         let need = self.need(now, host);
         if need.waiting + need.spare > 0 {
             self.starved.push_back(&mut self.hosts, host);
