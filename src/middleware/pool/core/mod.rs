@@ -386,11 +386,22 @@ impl Core {
             let entry = &self.conns[conn];
             match entry.stale(now, self.limits.idle_timeout) {
                 None if entry.room > 0 => return Some(conn),
-                // An idle HTTP/2 connection whose peer takes no streams at the moment.
-                None => return None,
+                None => return self.behind(now, host),
                 Some(reason) => self.close(conn, reason),
             }
         }
+    }
+
+    /// The last is an idle HTTP/2 connection whose peer takes no streams at the moment: the HTTP/1 one used last, of a
+    /// host that spoke that before.
+    #[cold]
+    fn behind(&mut self, now: Instant, host: HostId) -> Option<ConnId> {
+        let idle = self.hosts[host].idle.iter(&mut self.conns);
+        let idle: Vec<_> = idle.collect();
+        idle.into_iter().rev().find(|conn| {
+            let conn = &self.conns[*conn];
+            conn.room > 0 && conn.stale(now, self.limits.idle_timeout).is_none()
+        })
     }
 
     fn least_loaded(&mut self, now: Instant, host: HostId) -> Option<ConnId> {
