@@ -110,7 +110,7 @@ impl Core {
         self.alarms.next = self.next();
     }
 
-    fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Instant> {
         let waiter = self.by_deadline.first();
         let waiter = waiter.and_then(|waiter| self.waiters[waiter].deadline);
         let idle = self.idle.first().and_then(|conn| {

@@ -527,10 +527,13 @@ impl Core {
         if self.starved.len() > 0 {
             self.feed(now);
         }
-        // An older one has set the alarm already.
-        if self.idle.first() == Some(conn)
-            && let Some(at) = now.checked_add(self.limits.idle_timeout)
-        {
+        // An older one has set the alarm already, unless who heard it is gone.
+        let at = match self.alarm() {
+            None => self.next(),
+            Some(_) if self.idle.first() == Some(conn) => now.checked_add(self.limits.idle_timeout),
+            Some(_) => None,
+        };
+        if let Some(at) = at {
             self.alarm_at(at);
         }
     }
