@@ -28,6 +28,11 @@ impl Expiring {
     pub(super) fn remove(&mut self, at: Instant, conn: ConnId) {
         self.0.remove(&(at, conn));
     }
+
+    #[cfg(all(test, not(tower_flow_loom)))]
+    pub(super) fn holds(&self, at: Instant, conn: ConnId) -> bool {
+        self.0.contains(&(at, conn))
+    }
 }
 
 impl Alarms {

@@ -909,3 +909,6 @@ impl fmt::Debug for Core {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(tower_flow_loom)))]
+mod tests;
