@@ -238,8 +238,12 @@ impl Core {
     }
 
     fn queue(&mut self, now: Instant, host: HostId, before: bool, waker: Waker) -> Acquired {
-        if let Some(refusal) = self.backing_off(now, host) {
-            self.counts.rejected_backing_off += 1;
+        if let Some(refusal) = self.refusal(now, host, before) {
+            match refusal {
+                Refusal::Full { .. } => self.counts.rejected_queue_full += 1,
+                Refusal::BackingOff { .. } => self.counts.rejected_backing_off += 1,
+                Refusal::Closed => self.counts.rejected_closed += 1,
+            }
             self.forget(host);
             return Acquired::Refused(refusal);
         }
@@ -250,26 +254,23 @@ impl Core {
             false => line.push_back(&mut self.waiters, waiter),
         }
         self.want(now, host);
-        // Whom a dial under way will serve is not pending, and the dial may have begun just now (Envoy#11326).
-        let known = &self.hosts[host];
-        let covered = known.dialling.saturating_mul(known.per_dial());
-        let pending = known.waiting.len().saturating_sub(covered);
-        if pending > self.limits.pending && !before {
-            self.counts.rejected_queue_full += 1;
-            self.cancel(now, waiter);
-            let pending = pending - 1;
-            return Acquired::Refused(Refusal::Full { pending });
-        }
         Acquired::Queued(waiter)
     }
 
-    /// Whether nothing can serve a request to `host` before it may be dialled again.
-    fn backing_off(&self, now: Instant, host: HostId) -> Option<Refusal> {
-        let host = &self.hosts[host];
-        let until = host.retry_at.filter(|at| *at > now)?;
-        let cause = host.last_error.clone()?;
+    fn refusal(&self, now: Instant, id: HostId, before: bool) -> Option<Refusal> {
+        let host = &self.hosts[id];
         let hopeless = host.live == 0 && host.dialling == 0;
-        hopeless.then_some(Refusal::BackingOff { until, cause })
+        if hopeless
+            && let Some(until) = host.retry_at.filter(|at| *at > now)
+            && let Some(cause) = host.last_error.clone()
+        {
+            return Some(Refusal::BackingOff { until, cause });
+        }
+        // Whom a dial under way will serve is not pending (Envoy#11326), nor whom one will that begins for it.
+        let covered = host.dialling.saturating_mul(host.per_dial());
+        let pending = host.waiting.len().saturating_sub(covered);
+        let full = pending >= self.limits.pending && !before && !self.dials_for_another(now, id);
+        full.then_some(Refusal::Full { pending })
     }
 
     /// Asks for `target` open connections to `host`, or as many as the limits allow.
@@ -286,7 +287,7 @@ impl Core {
         let limits = &self.limits;
         let most = limits.per_host.min(limits.connections);
         let most = most.min(limits.idle_per_host).min(limits.idle);
-        if let Some(refusal) = self.backing_off(now, host) {
+        if let Some(refusal @ Refusal::BackingOff { .. }) = self.refusal(now, host, true) {
             return Acquired::Refused(refusal);
         }
         let waiter = self.enlist(now, host, Wants::Open(target.min(most)), waker);

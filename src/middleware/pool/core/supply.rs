@@ -29,6 +29,17 @@ impl Core {
     }
 
     pub(super) fn need(&self, now: Instant, id: HostId) -> Need {
+        self.need_of(now, id, self.hosts[id].waiting.len())
+    }
+
+    /// Whether one more waiter for `id` would get a dial of its own.
+    pub(super) fn dials_for_another(&self, now: Instant, id: HostId) -> bool {
+        let room = self.conns.len() < self.limits.connections || self.idle.len() > 0;
+        let more = self.hosts[id].waiting.len() + 1;
+        room && self.need_of(now, id, more).waiting > 0
+    }
+
+    fn need_of(&self, now: Instant, id: HostId, waiting: usize) -> Need {
         let none = Need {
             waiting: 0,
             spare: 0,
@@ -49,7 +60,7 @@ impl Core {
         if allowed == 0 {
             return none;
         }
-        let for_waiting = host.waiting.len().div_ceil(host.per_dial());
+        let for_waiting = waiting.div_ceil(host.per_dial());
         let waiting = for_waiting.saturating_sub(host.dialling).min(allowed);
         let in_hand = host.dialling.saturating_sub(for_waiting);
         let spare = self.spare(id).saturating_sub(in_hand);
