@@ -8,6 +8,7 @@ use std::task::{Poll, Wake, Waker};
 use std::time::Duration;
 
 use super::super::conn::Conn;
+use super::super::conn::Stage;
 use super::super::waiter::Waiter;
 use super::super::*;
 use crate::base::clock;
@@ -965,7 +966,7 @@ impl World {
         let warm = book.warming.iter().map(target).max().unwrap_or(0);
         let crowded = |(id, known): (ConnId, &Known)| {
             known.version != Version::Http2
-                || self.leases_on(id) >= super::super::scale(known.room, self.limits.scale_at)
+                || self.leases_on(id) >= super::super::life::scale(known.room, self.limits.scale_at)
         };
         let live = |known: &Known| known.stage == At::Up && !known.leaving;
         let scaled = self.of(name).filter(|(_, known)| live(known)).all(crowded);
