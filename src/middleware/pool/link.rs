@@ -121,3 +121,6 @@ impl<S: Ready> Link<S> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(all(test, tower_flow_loom))]
+mod models;
