@@ -12,6 +12,7 @@ mod grpc;
 mod http;
 mod interop;
 mod limit;
+mod pool;
 mod proto;
 mod shed;
 mod stack_hyper;

@@ -217,15 +217,20 @@ pub fn classic(flow: &Flow) -> String {
 
 struct Counting;
 
-thread_local!(static ALLOCATIONS: Cell<u64> = const { Cell::new(0) });
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<i64> = const { Cell::new(0) };
+}
 
 // SAFETY: all work is done by the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        BYTES.set(BYTES.get() + layout.size() as i64);
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        BYTES.set(BYTES.get() - layout.size() as i64);
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -236,4 +241,9 @@ static ALLOCATOR: Counting = Counting;
 /// How often this thread has allocated.
 pub fn allocations() -> u64 {
     ALLOCATIONS.get()
+}
+
+/// How many bytes this thread has allocated and not freed; below zero when it frees what others have allocated.
+pub fn bytes() -> i64 {
+    BYTES.get()
 }
