@@ -136,17 +136,17 @@ where
         .await
         .map_err(Into::into)?;
     let began = clock::now();
-    let io = connector
-        .call(connection.origin.uri.clone())
-        .await
-        .map_err(Into::into)?;
+    let io = connector.call(connection.origin.uri.clone()).await;
     let dial = &connection.dial;
-    if dial.duration(Phase::Connect).is_none() {
+    if dial.phase().is_none() && dial.duration(Phase::Connect).is_none() {
         // A connector that tells nothing of its phases: all of it is connecting.
         dial.enter(Phase::Connect, began);
-        dial.leave(Phase::Connect, clock::now());
+        match io {
+            Ok(_) => dial.leave(Phase::Connect, clock::now()),
+            Err(_) => dial.fail(Phase::Connect, clock::now()),
+        }
     }
-    Ok(io)
+    io.map_err(Into::into)
 }
 
 async fn handshake<T, B>(

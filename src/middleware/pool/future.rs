@@ -252,6 +252,8 @@ where
                         (core::Answer::Granted(grant), Some(connection)) => {
                             this.send(Lease::new(connection, grant.reused), req)
                         }
+                        // It was lost between the grant and now.
+                        (core::Answer::Granted(_), None) => this.ask(&waiting.shared, req, true),
                         (answer, _) => {
                             let waited = this.granted.saturating_duration_since(this.start);
                             State::Failed(waiting.failed(answer, waited))

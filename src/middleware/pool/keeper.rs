@@ -5,33 +5,69 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::shared::Shared;
+use tokio::runtime::{Handle, Id};
+use tokio::sync::Notify;
+
+use super::shared::{Locked, Shared};
 use crate::base::clock::{self, Instant};
 
-/// Sees to it that the core's next alarm is heard.
-pub(super) fn ring<B: Send + 'static>(shared: &Arc<Shared<B>>) {
-    let already = std::mem::replace(&mut shared.lock().keeping, true);
-    if already {
-        shared.keeper.notify_one();
-        return;
-    }
-    let keeping = Keeping {
-        shared: shared.clone(),
-        done: false,
-    };
-    shared.spawn(keep(keeping));
+/// Who keeps the time of a pool.
+#[derive(Debug, Clone)]
+pub(super) struct Keeper {
+    /// Where it runs.
+    runtime: Id,
+    bell: Arc<Notify>,
 }
 
-async fn keep<B: Send + 'static>(mut keeping: Keeping<B>) {
-    let shared = keeping.shared.clone();
+impl Keeper {
+    /// Looks at the time anew: something happened that may need an earlier alarm, or none.
+    pub(super) fn ring(&self) {
+        self.bell.notify_one();
+    }
+}
+
+/// Sees to it that the core's next alarm is heard: by the keeper there is, or by a new one in the runtime this is called
+/// from. The old one's runtime may have stopped running, of which nobody tells.
+pub(super) fn ring<B: Send + 'static>(shared: &Arc<Shared<B>>) {
+    let Some(runtime) = shared.runtime() else {
+        return;
+    };
+    start(shared, &runtime);
+}
+
+fn start<B: Send + 'static>(shared: &Arc<Shared<B>>, runtime: &Handle) {
+    let mut locked = shared.lock();
+    if let Some(keeper) = &locked.keeper {
+        keeper.ring();
+        if keeper.runtime == runtime.id() {
+            return;
+        }
+    }
+    let keeper = Keeper {
+        runtime: runtime.id(),
+        bell: Arc::new(Notify::new()),
+    };
+    locked.keeper = Some(keeper.clone());
+    drop(locked);
+    let keeping = Keeping {
+        shared: shared.clone(),
+        keeper,
+    };
+    shared.spawn_on(runtime, keep(keeping));
+}
+
+async fn keep<B: Send + 'static>(keeping: Keeping<B>) {
+    let Keeping { shared, keeper } = &keeping;
     loop {
         let alarm = {
             let mut locked = shared.lock();
+            if !keeping.mine(&locked) {
+                return;
+            }
             locked.core.expire(clock::now());
             let alarm = locked.core.alarm().filter(|_| !locked.core.ended());
             if alarm.is_none() {
-                keeping.done = true;
-                locked.keeping = false;
+                locked.keeper = None;
                 locked.core.disarm();
             }
             shared.carry_out(locked);
@@ -40,14 +76,14 @@ async fn keep<B: Send + 'static>(mut keeping: Keeping<B>) {
         let Some(alarm) = alarm else {
             return;
         };
-        until(alarm, &shared).await;
+        until(alarm, &keeper.bell).await;
     }
 }
 
 /// Until `alarm`, or until there may be an earlier one.
-async fn until<B>(alarm: Instant, shared: &Shared<B>) {
+async fn until(alarm: Instant, bell: &Notify) {
     let mut sleep = pin!(tokio::time::sleep_until(alarm));
-    let mut rung = pin!(shared.keeper.notified());
+    let mut rung = pin!(bell.notified());
     poll_fn(|cx| {
         if rung.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
@@ -57,18 +93,33 @@ async fn until<B>(alarm: Instant, shared: &Shared<B>) {
     .await;
 }
 
-/// Dropped with its task. When that is before it is done, since its runtime shut down, the next alarm gets another.
+/// Dropped with its task.
 struct Keeping<B: Send + 'static> {
     shared: Arc<Shared<B>>,
-    done: bool,
+    keeper: Keeper,
 }
 
+impl<B: Send + 'static> Keeping<B> {
+    fn mine(&self, locked: &Locked<B>) -> bool {
+        let keeper = locked.keeper.as_ref();
+        keeper.is_some_and(|keeper| Arc::ptr_eq(&keeper.bell, &self.keeper.bell))
+    }
+}
+
+/// Before its time, when its runtime shuts down: another runtime that used the pool gets a keeper, if there is one.
 impl<B: Send + 'static> Drop for Keeping<B> {
     fn drop(&mut self) {
-        if !self.done {
-            let mut locked = self.shared.lock();
-            locked.keeping = false;
-            locked.core.disarm();
+        let mut locked = self.shared.lock();
+        if !self.mine(&locked) {
+            return;
+        }
+        locked.keeper = None;
+        locked.core.disarm();
+        let needed = !locked.core.ended();
+        drop(locked);
+        let other = self.shared.last_runtime();
+        if let Some(other) = other.filter(|other| needed && other.id() != self.keeper.runtime) {
+            start(&self.shared, &other);
         }
     }
 }

@@ -90,7 +90,7 @@ impl<B: Send + 'static> ConnPool<B> {
         let shared = self.shared();
         let now = clock::now();
         shared.event(|core| core.shut(now));
-        shared.keeper.notify_one();
+        shared.ring_keeper();
         if tokio::time::timeout(deadline, ended(shared)).await.is_ok() {
             return Ok(());
         }
@@ -156,7 +156,7 @@ impl<B: Send + 'static> Clone for ConnPool<B> {
 impl<B: Send + 'static> Drop for Owner<B> {
     fn drop(&mut self) {
         self.0.event(|core| core.retire());
-        self.0.keeper.notify_one();
+        self.0.ring_keeper();
     }
 }
 

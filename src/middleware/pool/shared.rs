@@ -18,7 +18,7 @@ use super::core::{Acquired, Action, CloseReason, ConnId, Core, HostId, HostKey, 
 use super::driver::Crew;
 use super::error::Error;
 use super::events::{Observer, PoolEvents};
-use super::keeper;
+use super::keeper::{self, Keeper};
 use super::link::{Link, Ready};
 use super::metrics::Measures;
 use super::request;
@@ -57,7 +57,6 @@ pub(super) struct Shared<B> {
     runtime: Mutex<Option<Handle>>,
     /// Tasks under way.
     tasks: AtomicUsize,
-    pub(super) keeper: Notify,
     /// Something ended that a shutdown may wait for.
     pub(super) ended: Notify,
 }
@@ -66,7 +65,7 @@ pub(super) struct Locked<B> {
     pub(super) core: Core,
     /// By the place of their `ConnId`; there from the dial until the socket is gone.
     connections: Vec<Option<Arc<Connection<B>>>>,
-    pub(super) keeping: bool,
+    pub(super) keeper: Option<Keeper>,
 }
 
 /// What the shell knows of one connection.
@@ -141,13 +140,12 @@ impl<B: 'static> Shared<B> {
             locked: Mutex::new(Locked {
                 core: Core::new(limits, hasher.hash_one(&options.name)),
                 connections: Vec::new(),
-                keeping: false,
+                keeper: None,
             }),
             hasher,
             options,
             runtime: Mutex::new(Handle::try_current().ok()),
             tasks: AtomicUsize::new(0),
-            keeper: Notify::new(),
             ended: Notify::new(),
         }
     }
@@ -241,29 +239,47 @@ impl<B: Send + 'static> Shared<B> {
         })
     }
 
-    /// Runs `future` as one of the pool's tasks.
-    pub(super) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
-        let runtime = match Handle::try_current() {
-            Ok(current) => {
-                let mut last = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
-                *last = Some(current.clone());
-                Some(current)
-            }
-            Err(_) => self
-                .runtime
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+    /// The runtime this is called from, else the one that was last seen.
+    pub(super) fn runtime(&self) -> Option<Handle> {
+        let Ok(current) = Handle::try_current() else {
+            return self.last_runtime();
         };
+        let mut last = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(current.clone());
+        Some(current)
+    }
+
+    pub(super) fn last_runtime(&self) -> Option<Handle> {
+        let last = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
+    }
+
+    /// Runs `future` as one of the pool's tasks. Without a runtime it is dropped, and with it a dial's slot: whoever
+    /// waits is told.
+    fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = self.runtime() {
+            self.spawn_on(&runtime, future);
+        }
+    }
+
+    pub(super) fn spawn_on(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.tasks.fetch_add(1, Ordering::Relaxed);
         let task = Task(self.clone());
-        if let Some(runtime) = runtime {
-            runtime.spawn(async move {
-                let _task = task;
-                future.await;
-            });
+        runtime.spawn(async move {
+            let _task = task;
+            future.await;
+        });
+    }
+
+    /// Lets the keeper look whether it is still needed.
+    pub(super) fn ring_keeper(&self) {
+        if let Some(keeper) = &self.lock().keeper {
+            keeper.ring();
         }
-        // Without a runtime the future goes here, and with it a dial's slot: whoever waits is told.
     }
 
     pub(super) fn close_all(self: &Arc<Self>) {
@@ -375,7 +391,7 @@ impl<B: Send + 'static> Gone for Connection<B> {
         }
         if over {
             self.shared.ended.notify_waiters();
-            self.shared.keeper.notify_one();
+            self.shared.ring_keeper();
         }
     }
 }

@@ -154,7 +154,10 @@ impl Core {
         };
         match entry.answer {
             Some(Answer::Granted(grant)) => self.free(now, grant.conn, false),
-            _ => self.forget(entry.host),
+            _ => {
+                self.unwanted(entry.host);
+                self.forget(entry.host);
+            }
         }
     }
 

@@ -79,6 +79,7 @@ impl Core {
                     self.answer(waiter, Answer::Open(open));
                 }
             }
+            self.unwanted(host);
             self.forget(host);
         }
         while let Some(conn) = self.idle.first() {

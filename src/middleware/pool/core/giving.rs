@@ -104,12 +104,19 @@ impl Core {
             self.counts.requests -= 1;
             self.hosts[entry.host].requests -= 1;
         }
-        let (host, leaving) = (entry.host, entry.leaving);
-        match (entry.streams, leaving) {
+        let (id, leaving) = (entry.host, entry.leaving);
+        let streams = entry.streams;
+        if used {
+            self.hosts[id].wasted = 0;
+        }
+        match (streams, leaving) {
             (0, Some(reason)) => self.close(conn, reason),
             (0, None) => self.rest(now, conn),
             (_, Some(_)) => {}
-            (_, None) if self.hosts[host].waiting.len() > 0 => self.settle(now, host),
+            (_, None) if self.starved.len() > 0 && self.yields(now, id) => {
+                self.leave(now, conn, CloseReason::Evicted);
+            }
+            (_, None) if self.hosts[id].waiting.len() > 0 => self.settle(now, id),
             (_, None) => {}
         }
     }
@@ -139,6 +146,13 @@ impl Core {
             self.close(conn, CloseReason::Surplus);
             return;
         }
+        // A new one is for who waited for it.
+        let used = self.conns[conn].requests > 0;
+        if used && self.starved.len() > 0 && self.yields(now, id) {
+            self.close(conn, CloseReason::Evicted);
+            return;
+        }
+        let host = &mut self.hosts[id];
         host.idle.push_back(&mut self.conns, conn);
         self.idle.push_back(&mut self.conns, conn);
         if host.waiting.len() > 0 {
@@ -186,5 +200,6 @@ impl Core {
         }
         self.settling = false;
         self.want(now, host);
+        self.unwanted(host);
     }
 }

@@ -54,6 +54,10 @@ pub(in crate::middleware::pool) struct Host {
     pub(super) failures: u32,
     /// Until then nothing is dialled.
     pub(super) retry_at: Option<Instant>,
+    /// Connections that were lost before anybody used them, one after the other.
+    pub(super) wasted: u32,
+    /// Until then none is dialled to have it in hand.
+    pub(super) refill_at: Option<Instant>,
     pub(super) last_error: Option<Arc<Cause>>,
     pub(super) requests: u64,
     pub(super) reused: u64,
@@ -88,6 +92,8 @@ impl Host {
             warming: Vec::new(),
             failures: 0,
             retry_at: None,
+            wasted: 0,
+            refill_at: None,
             last_error: None,
             requests: 0,
             reused: 0,

@@ -1,12 +1,17 @@
 //! What happens to connections: they are made, limited, lost.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::conn::{CloseReason, ConnId, Stage, Version};
+use super::host::HostId;
 use super::waiter::Answer;
 use super::{Action, Cause, Core, Gone, SHORTEST};
 use crate::base::clock::Instant;
 use crate::base::phases::Phase;
+
+/// The shortest pause after a connection was lost before anybody had used it.
+const REFILL: Duration = Duration::from_millis(100);
 
 impl Core {
     /// A dial succeeded, with `room` for so many streams at a time.
@@ -147,6 +152,7 @@ impl Core {
                 host.live -= 1;
                 host.draining += 1;
                 host.multiplexed.retain(|other| *other != conn);
+                self.yielding += usize::from(reason == CloseReason::Evicted);
                 self.want(now, id);
             }
             Stage::Dialling | Stage::Busy | Stage::Closing => {}
@@ -162,7 +168,10 @@ impl Core {
                 host.dialling -= 1;
                 self.dialling -= 1;
             }
-            Stage::Busy if entry.leaving.is_some() => host.draining -= 1,
+            Stage::Busy if entry.leaving.is_some() => {
+                host.draining -= 1;
+                self.yielding -= usize::from(entry.leaving == Some(CloseReason::Evicted));
+            }
             Stage::Idle | Stage::Busy => host.live -= 1,
             Stage::Closing => return,
         }
@@ -197,9 +206,13 @@ impl Core {
         let host = &mut self.hosts[id];
         match entry.stage {
             Stage::Closing => self.closing -= 1,
-            Stage::Busy if entry.leaving.is_some() => host.draining -= 1,
+            Stage::Busy if entry.leaving.is_some() => {
+                host.draining -= 1;
+                self.yielding -= usize::from(entry.leaving == Some(CloseReason::Evicted));
+            }
             Stage::Idle | Stage::Busy | Stage::Dialling => host.live -= 1,
         }
+        let wasted = entry.requests == 0 && entry.live();
         host.open -= 1;
         host.multiplexed.retain(|other| *other != conn);
         host.idle.remove(&mut self.conns, conn);
@@ -215,11 +228,28 @@ impl Core {
             since: entry.since,
         };
         self.counts.closed[gone.reason as usize] += 1;
+        if wasted {
+            self.pause_refill(now, id);
+        }
         self.settle(now, id);
         self.warmed(id);
         self.feed(now);
         self.forget(id);
         Some(gone)
+    }
+
+    /// A connection to `host` was lost that nobody had used. Another to have in hand would likely be lost as well, so
+    /// the next is not dialled at once.
+    fn pause_refill(&mut self, now: Instant, id: HostId) {
+        let (least, most) = self.limits.backoff;
+        let host = &mut self.hosts[id];
+        let pause = least.max(REFILL).saturating_mul(1 << host.wasted.min(20));
+        host.wasted = host.wasted.saturating_add(1);
+        host.refill_at = now.checked_add(pause.min(most.max(REFILL)));
+        if let Some(at) = host.refill_at {
+            self.alarms.retry(at, id);
+            self.alarm_at(at);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which dials begin: as many as are needed and allowed, host after host.
 
-use super::conn::{Conn, Version};
+use super::conn::{Conn, Stage, Version};
 use super::host::HostId;
 use super::waiter::{Answer, Wants};
 use super::{Action, CloseReason, Core};
@@ -63,7 +63,10 @@ impl Core {
         let for_waiting = waiting.div_ceil(host.per_dial());
         let waiting = for_waiting.saturating_sub(host.dialling).min(allowed);
         let in_hand = host.dialling.saturating_sub(for_waiting);
-        let spare = self.spare(id).saturating_sub(in_hand);
+        let spare = match host.refill_at.is_some_and(|at| at > now) {
+            true => 0,
+            false => self.spare(id).saturating_sub(in_hand),
+        };
         Need {
             waiting,
             spare: spare.min(allowed - waiting),
@@ -120,6 +123,49 @@ impl Core {
             // Full. What closes already feeds the first of them.
             if self.closing >= self.lacking(now) || !self.evict() {
                 break;
+            }
+        }
+    }
+
+    /// Whether a connection of `id` is to make room for another host, which has none or fewer than `id` would have left:
+    /// while the pool is full, one busy host would else keep what it has for ever.
+    pub(super) fn yields(&mut self, now: Instant, id: HostId) -> bool {
+        if self.conns.len() < self.limits.connections {
+            return false;
+        }
+        let coming = self.closing + self.yielding;
+        let mine = self.hosts[id].live;
+        let starved: Vec<_> = self.starved.iter(&mut self.hosts).collect();
+        let (mut lacking, mut poorer) = (0, false);
+        for other in starved.into_iter().filter(|other| *other != id) {
+            let need = self.need(now, other).waiting;
+            let theirs = self.hosts[other].open;
+            lacking += need;
+            poorer |= need > 0 && (theirs == 0 || mine > theirs + 1);
+            if poorer && lacking > coming {
+                // Its own waiters stand behind the others.
+                self.starved.remove(&mut self.hosts, id);
+                self.starved.push_back(&mut self.hosts, id);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Ends the dials to `host` that nobody waits for, once nobody holds the pool.
+    pub(super) fn unwanted(&mut self, host: HostId) {
+        if !self.retired
+            || self
+                .hosts
+                .get(host)
+                .is_none_or(|host| host.dialling == 0 || host.waiting.len() > 0)
+        {
+            return;
+        }
+        for conn in self.conns.ids() {
+            let entry = &self.conns[conn];
+            if entry.host == host && entry.stage == Stage::Dialling {
+                self.close(conn, CloseReason::Shutdown);
             }
         }
     }

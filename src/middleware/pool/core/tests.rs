@@ -559,9 +559,11 @@ fn a_host_has_idle_connections_in_hand_again_when_they_are_taken_or_lost() {
     assert_eq!(world.acquire(0, false), Ok(spare));
     let another = world.dials_of(0)[0];
     world.connected(another, Version::Http1, 1);
-    // Lost.
+    // Lost, and nobody had used it: the next is not dialled at once.
     world.gone(another, CloseReason::Peer);
     world.look();
+    assert_eq!(world.dials_of(0).len(), 0);
+    world.pass(ms(1_000));
     assert_eq!(world.dials_of(0).len(), 1);
     world.done(first);
 }
