@@ -1,6 +1,6 @@
 //! Real sockets on loopback, counted from outside: in `/proc/net/tcp`, where the kernel keeps both ends.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,22 +29,27 @@ use super::{Pool, ask, get, header, ms, named, secs, tasks};
 /// Open sockets by port: those that dialled it, and those it accepted.
 ///
 /// A client's socket is open until it is closed by us, so one whose peer has gone (CLOSE_WAIT) counts. A server's
-/// counts while it is established, which ends with the client's FIN.
+/// counts while it is established, which ends with the client's FIN. The kernel shows a socket twice when others come and
+/// go while the table is read, so they are told apart by their addresses.
 fn sockets(port: u16) -> (usize, usize) {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let mut counts = (0, 0);
+    let (mut dialled, mut accepted) = (HashSet::new(), HashSet::new());
     for line in table.lines().skip(1) {
         let mut fields = line.split_whitespace().skip(1);
-        let mut port_of = || {
-            let address = fields.next().unwrap();
-            u16::from_str_radix(address.split_once(':').unwrap().1, 16).unwrap()
-        };
-        let (local, remote) = (port_of(), port_of());
+        let (local, remote) = (fields.next().unwrap(), fields.next().unwrap());
         let state = fields.next().unwrap();
-        counts.0 += usize::from(remote == port && ["01", "02", "08"].contains(&state));
-        counts.1 += usize::from(local == port && state == "01");
+        let is = |address: &str| {
+            let (_, of) = address.split_once(':').unwrap();
+            u16::from_str_radix(of, 16).unwrap() == port
+        };
+        if is(remote) && ["01", "02", "08"].contains(&state) {
+            dialled.insert(local);
+        }
+        if is(local) && state == "01" {
+            accepted.insert(remote);
+        }
     }
-    counts
+    (dialled.len(), accepted.len())
 }
 
 // ===== servers =====
