@@ -364,6 +364,17 @@ impl<C> Builder<C> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
+        let protocol = self.protocol;
+        let (connector, options, limits, flow) = self.settled();
+        let dialler = Box::new(Dial::new(connector, protocol));
+        let shared = Arc::new(Shared::new(options, limits, dialler));
+        if let Some(flow) = flow {
+            flow.attach(super::PoolHandle::new(shared.clone()));
+        }
+        ConnPool::new(shared)
+    }
+
+    pub(super) fn settled(self) -> (C, Options, Limits, Option<Flow>) {
         let mut limits = self.limits;
         limits.version = self.protocol.known();
         let options = Options {
@@ -376,12 +387,7 @@ impl<C> Builder<C> {
             http1: self.http1,
             http2: self.http2,
         };
-        let dialler = Box::new(Dial::new(self.connector, self.protocol));
-        let shared = Arc::new(Shared::new(options, limits, dialler));
-        if let Some(flow) = self.flow {
-            flow.attach(super::PoolHandle::new(shared.clone()));
-        }
-        ConnPool::new(shared)
+        (self.connector, options, limits, self.flow)
     }
 }
 

@@ -3,18 +3,18 @@ use std::future::Future;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Method, Request, Response, Version as HttpVersion};
 use http_body::Body;
 
 use super::body::ResponseBody;
-use super::core::{self, Acquired, Refusal, Reused, Version, WaiterId};
+use super::core::{self, Refusal, Reused, Version, WaiterId};
 use super::error::Error;
 use super::lease::{Answer, Lease};
 use super::request;
-use super::shared::{Connection, Shared, name_of};
+use super::shared::{Asked, Connection, Shared, name_of};
 use crate::base::clock::{self, Instant};
 use crate::base::error::BoxError;
 use crate::base::phases::{Phase, Timings};
@@ -77,34 +77,16 @@ where
 
     /// Asks for a connection, and sends on it if there is one.
     fn ask(&mut self, shared: &Arc<Shared<B>>, req: Request<B>, before: bool) -> State<B> {
-        let Some(key) = request::key(req.uri()) else {
+        let now = self.granted;
+        let Some(asked) = shared.ask(now, req.uri(), before) else {
             return State::Failed(Error::uri(req.uri()));
         };
-        let hash = shared.hash(&key);
-        let mut known = true;
-        let now = self.granted;
-        let (acquired, connection) = shared.ask(|core| {
-            let host = match core.find(hash, &key) {
-                Some(host) => host,
-                None => match request::origin(req.uri()) {
-                    Some(origin) => core.host(hash, &key, || origin),
-                    None => {
-                        known = false;
-                        return Acquired::Refused(Refusal::Closed);
-                    }
-                },
-            };
-            // The waker comes with the first poll.
-            core.acquire(now, host, before, || Waker::noop().clone())
-        });
-        match (acquired, connection) {
-            (Acquired::Granted(grant), Some(connection)) => {
+        match asked {
+            Asked::Granted(grant, connection) => {
                 let lease = Lease::new(connection, grant.reused);
                 self.send(lease, req)
             }
-            (Acquired::Granted(_), None) => unreachable!("a granted connection is there"),
-            _ if !known => State::Failed(Error::uri(req.uri())),
-            (Acquired::Queued(waiter), _) => match name_of(req.uri()) {
+            Asked::Queued(waiter) => match name_of(req.uri()) {
                 Ok(host) => State::Waiting(Box::new(Waiting {
                     shared: shared.clone(),
                     waiter,
@@ -114,7 +96,7 @@ where
                 })),
                 Err(error) => State::Failed(error),
             },
-            (Acquired::Refused(refusal), _) => match name_of(req.uri()) {
+            Asked::Refused(refusal) => match name_of(req.uri()) {
                 Ok(host) => State::Failed(refused(shared, host, refusal, now)),
                 Err(error) => State::Failed(error),
             },

@@ -137,6 +137,8 @@
 //!   the tunnel of an extended CONNECT. hyper's own count keeps the peer's limit even then.
 //! - hyper-util's `client::pool` was not built upon: it has no limits, no clock, and hands out dead connections.
 
+#[doc(hidden)]
+pub mod bench;
 mod body;
 mod builder;
 pub mod connect;

@@ -4,6 +4,7 @@ use std::hash::{Hash, Hasher};
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Uri, header};
+use rustc_hash::FxHasher;
 
 use super::core::HostKey;
 use super::shared::Origin;
@@ -28,6 +29,17 @@ pub(super) fn key(uri: &Uri) -> Option<HostKey<'_>> {
         _ => 0,
     });
     Some(HostKey { scheme, name, port })
+}
+
+/// A hash of how the origin of `uri` is written. Whoever makes many that are the same makes look-ups slower, and no more.
+#[inline]
+pub(super) fn spelling(uri: &Uri) -> u64 {
+    let mut hasher = FxHasher::default();
+    if let Some(authority) = uri.authority() {
+        hasher.write(authority.as_str().as_bytes());
+    }
+    hasher.write_u8(u8::from(uri.scheme() == Some(&Scheme::HTTPS)));
+    hasher.finish()
 }
 
 /// `scheme://authority/` of a request's URI, without user and password.

@@ -14,7 +14,10 @@ use hyper_util::client::legacy::connect::Connected;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use super::core::{Acquired, Action, CloseReason, ConnId, Core, HostId, HostKey, Limits, Version};
+use super::core::{
+    Acquired, Action, CloseReason, ConnId, Core, Grant, HostId, HostKey, Limits, Refusal, Version,
+    WaiterId,
+};
 use super::driver::Crew;
 use super::error::Error;
 use super::events::{Observer, PoolEvents};
@@ -22,7 +25,7 @@ use super::keeper::{self, Keeper};
 use super::link::{Link, Ready};
 use super::metrics::Measures;
 use super::request;
-use crate::base::clock;
+use crate::base::clock::{self, Instant};
 use crate::base::phases::Dial;
 
 /// Makes the connections: the connector, whatever its type.
@@ -122,6 +125,13 @@ trait Gone: Send + Sync {
 /// One of the pool's tasks; dropped when the task is.
 pub(super) struct Task<B>(Arc<Shared<B>>);
 
+/// What became of a request for a connection.
+pub(super) enum Asked<B> {
+    Granted(Grant, Arc<Connection<B>>),
+    Queued(WaiterId),
+    Refused(Refusal),
+}
+
 enum Job<B> {
     Dial(Arc<Connection<B>>),
     Close(Arc<Connection<B>>),
@@ -183,20 +193,51 @@ impl<B: Send + 'static> Shared<B> {
         result
     }
 
-    /// Asks the core for a place on a connection, and gives the connection with it.
+    /// Asks for a place on a connection to the host of `uri`, and gives the connection with it; `None` when `uri` names
+    /// no host.
     #[inline]
-    pub(super) fn ask(
-        self: &Arc<Self>,
-        ask: impl FnOnce(&mut Core) -> Acquired,
-    ) -> (Acquired, Option<Arc<Connection<B>>>) {
+    pub(super) fn ask(self: &Arc<Self>, now: Instant, uri: &Uri, before: bool) -> Option<Asked<B>> {
+        let spelling = request::spelling(uri);
         let mut locked = self.lock();
-        let acquired = ask(&mut locked.core);
-        let connection = match &acquired {
-            Acquired::Granted(grant) => locked.connection(grant.conn),
-            _ => None,
+        let host = match locked.core.spelled(spelling, uri) {
+            Some(host) => host,
+            None => {
+                drop(locked);
+                let (known, host) = self.meet(spelling, uri)?;
+                locked = known;
+                host
+            }
+        };
+        // The waker comes with the first poll.
+        let waker = || Waker::noop().clone();
+        let asked = match locked.core.acquire(now, host, before, waker) {
+            Acquired::Granted(grant) => {
+                let connection = locked.connection(grant.conn);
+                Asked::Granted(grant, connection.expect("a granted connection is there"))
+            }
+            Acquired::Queued(waiter) => Asked::Queued(waiter),
+            Acquired::Refused(refusal) => Asked::Refused(refusal),
         };
         self.carry_out(locked);
-        (acquired, connection)
+        Some(asked)
+    }
+
+    /// The host of `uri` as it was never written before, or not lately.
+    #[cold]
+    fn meet(&self, spelling: u64, uri: &Uri) -> Option<(MutexGuard<'_, Locked<B>>, HostId)> {
+        let key = request::key(uri)?;
+        let hash = self.hash(&key);
+        let mut locked = self.lock();
+        let core = &mut locked.core;
+        let host = match core.find(hash, &key) {
+            Some(host) => host,
+            None => {
+                let origin = request::origin(uri)?;
+                core.host(hash, &key, || origin)
+            }
+        };
+        core.learn(spelling, host);
+        Some((locked, host))
     }
 
     /// Does what the core decided, outside its lock.

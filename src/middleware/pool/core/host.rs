@@ -5,6 +5,7 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use http::Uri;
+use http::uri::Authority;
 use rustc_hash::FxHasher;
 
 use super::Cause;
@@ -70,6 +71,11 @@ pub(in crate::middleware::pool) struct Host {
 #[derive(Debug, Default)]
 pub(super) struct Names(HashMap<u64, HostId, BuildHasherDefault<FxHasher>>);
 
+/// Hosts by how their origin is written, which is how most requests write it: found without taking the URI apart. A place
+/// is for whichever of those that share it was looked for last; there are at least twice as many as hosts.
+#[derive(Debug, Default)]
+pub(super) struct Spellings(Vec<Option<HostId>>);
+
 // ===== impl Host =====
 
 impl Host {
@@ -109,6 +115,13 @@ impl Host {
                 .uri
                 .host()
                 .is_some_and(|name| name.eq_ignore_ascii_case(key.name))
+    }
+
+    /// Whether its origin is written as that of `uri` is.
+    #[inline]
+    fn is_spelled(&self, uri: &Uri) -> bool {
+        self.uri.scheme() == uri.scheme()
+            && self.uri.authority().map(Authority::as_str) == uri.authority().map(Authority::as_str)
     }
 
     /// Nobody is there and nobody wants to be.
@@ -164,6 +177,31 @@ impl Names {
                 return;
             }
         }
+    }
+}
+
+// ===== impl Spellings =====
+
+impl Spellings {
+    #[inline]
+    pub(super) fn find(&self, hosts: &Slab<Host>, hash: u64, uri: &Uri) -> Option<HostId> {
+        let id = *self.0.get(self.place(hash))?;
+        id.filter(|id| hosts.get(*id).is_some_and(|host| host.is_spelled(uri)))
+    }
+
+    pub(super) fn learn(&mut self, hosts: &Slab<Host>, hash: u64, id: HostId) {
+        if self.0.len() < 2 * hosts.len() {
+            self.0.clear();
+            self.0.resize((4 * hosts.len()).next_power_of_two(), None);
+        }
+        let place = self.place(hash);
+        self.0[place] = Some(id);
+    }
+
+    /// Nowhere within when there are no places.
+    #[inline]
+    fn place(&self, hash: u64) -> usize {
+        hash as usize & self.0.len().wrapping_sub(1)
     }
 }
 

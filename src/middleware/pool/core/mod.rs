@@ -47,7 +47,7 @@ pub(super) use waiter::{Answer, Grant, Reused, WaiterId};
 
 use self::conn::{AmongIdle, Conn};
 use self::expiry::{Alarms, Expiring};
-use self::host::{AmongForgotten, AmongStarved, Host, Names};
+use self::host::{AmongForgotten, AmongStarved, Host, Names, Spellings};
 use self::slab::{List, Slab};
 use self::stats::Counts;
 use self::waiter::{ByDeadline, Waiter};
@@ -133,6 +133,7 @@ pub(super) enum Refusal {
 pub(super) struct Core {
     pub(super) limits: Limits,
     names: Names,
+    spellings: Spellings,
     hosts: Slab<Host>,
     conns: Slab<Conn>,
     waiters: Slab<Waiter>,
@@ -167,6 +168,7 @@ impl Core {
         Self {
             limits,
             names: Names::default(),
+            spellings: Spellings::default(),
             hosts: Slab::new(),
             conns: Slab::new(),
             waiters: Slab::new(),
@@ -192,6 +194,18 @@ impl Core {
     #[inline]
     pub(super) fn actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
+    }
+
+    /// The host whose origin is written as that of `uri`, of which `spelling` is a hash. There may be one though none is
+    /// found.
+    #[inline]
+    pub(super) fn spelled(&self, spelling: u64, uri: &Uri) -> Option<HostId> {
+        self.spellings.find(&self.hosts, spelling, uri)
+    }
+
+    /// `host` is asked for under that `spelling`.
+    pub(super) fn learn(&mut self, spelling: u64, host: HostId) {
+        self.spellings.learn(&self.hosts, spelling, host);
     }
 
     /// The host of `key`, known from now on. `uri` is made when it is new.
