@@ -14,13 +14,11 @@ mod support;
 
 use std::convert::Infallible;
 use std::hint::black_box;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 
 use http::{Request, Response};
 use http_body::Body;
-use support::{Counting, Echo, Question, call, pin, requests, rounds};
+use support::{Counting, Echo, Question, call, on, requests, rounds};
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
 use tower_flow::stats::{Lease, Striped};
 use tower_flow::timing::TimingLayer;
@@ -35,30 +33,6 @@ const CALLS: usize = 20_000;
 
 /// What every worker does: nanoseconds for each time, the slowest worker's.
 type Work<'a> = Box<dyn Fn(usize) -> f64 + 'a>;
-
-/// Runs `work` on `threads` threads at once and returns the nanoseconds each took for one of `times`.
-fn on(threads: usize, times: usize, work: impl Fn() + Sync) -> f64 {
-    let barrier = Barrier::new(threads);
-    let took = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|worker| {
-                let (barrier, work) = (&barrier, &work);
-                scope.spawn(move || {
-                    pin(worker);
-                    barrier.wait();
-                    let start = Instant::now();
-                    work();
-                    start.elapsed().as_secs_f64()
-                })
-            })
-            .collect();
-        let took = workers
-            .into_iter()
-            .map(|worker| worker.join().expect("a worker only calls"));
-        took.fold(0.0, f64::max)
-    });
-    took * 1e9 / times as f64
-}
 
 /// Each worker with a clone of the service, and a clone of that for every call, as servers do.
 fn served<'a, S, B>(service: S) -> Work<'a>

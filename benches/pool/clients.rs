@@ -23,8 +23,10 @@ pub type Nothing = Empty<Bytes>;
 
 /// Callers of one kind of client, all of which call at once.
 pub trait Client {
+    fn callers(&self) -> usize;
+
     /// So many requests of each.
-    fn run(&mut self, runtime: &Runtime, server: &Server, calls: usize) -> Cost;
+    fn run(&mut self, runtime: &Runtime, calls: usize);
 }
 
 /// What one request costs the thread that makes it.
@@ -44,35 +46,43 @@ trait Caller: Send + 'static {
 struct Callers<C>(Vec<C>);
 
 impl<C: Caller> Client for Callers<C> {
-    fn run(&mut self, runtime: &Runtime, server: &Server, calls: usize) -> Cost {
-        let count = self.0.len();
-        let each = (count * calls) as f64;
-        let first = runtime.block_on(number()) - server.hired();
-        let (allocated, cpu) = (support::allocations(), support::cpu());
+    fn callers(&self) -> usize {
+        self.0.len()
+    }
+
+    fn run(&mut self, runtime: &Runtime, calls: usize) {
         let callers = self.0.drain(..).map(|mut caller| async move {
             for _ in 0..calls {
                 caller.call().await;
             }
             caller
         });
-        let callers = runtime.block_on(async {
+        self.0 = runtime.block_on(async {
             let callers: Vec<_> = callers.map(tokio::spawn).collect();
-            let mut done = Vec::with_capacity(count);
+            let mut done = Vec::with_capacity(callers.len());
             for caller in callers {
                 done.push(caller.await.expect("no request fails"));
             }
             done
         });
-        let cpu = support::cpu() - cpu;
-        let allocated = support::allocations() - allocated;
-        let last = runtime.block_on(number()) - server.hired();
-        self.0 = callers;
-        Cost {
-            cpu: cpu.as_secs_f64() * 1e9 / each,
-            allocations: allocated as f64 / each,
-            // Less the callers, and the one that tells the number.
-            tasks: (last - first - 1 - count as u64) as f64 / each,
-        }
+    }
+}
+
+/// Runs `client` and says what a request cost.
+pub fn measured(client: &mut dyn Client, runtime: &Runtime, server: &Server, calls: usize) -> Cost {
+    let callers = client.callers();
+    let each = (callers * calls) as f64;
+    let first = runtime.block_on(number()) - server.hired();
+    let (allocated, cpu) = (support::allocations(), support::cpu());
+    client.run(runtime, calls);
+    let cpu = support::cpu() - cpu;
+    let allocated = support::allocations() - allocated;
+    let last = runtime.block_on(number()) - server.hired();
+    Cost {
+        cpu: cpu.as_secs_f64() * 1e9 / each,
+        allocations: allocated as f64 / each,
+        // Less the callers, and the one that tells the number.
+        tasks: (last - first - 1 - callers as u64) as f64 / each,
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a connection pool costs and what it is good for: ours beside hyper-util's.
 //!
 //! `cargo bench --features full --bench pool`, with `-- --only NAME` for one part of `requests`, `checkout`, `hosts`,
-//! `tls` and `held`. For callgrind, `-- walk NAME CALLS` makes so many requests of one kind and measures nothing.
+//! `tls` and `held`. For callgrind, `-- walk CASE/CLIENT CALLS` and
+//! `-- walk checkout NAME TIMES` do one thing so many times and measure nothing.
 
 #![allow(
     missing_docs,
@@ -11,6 +12,7 @@
     dead_code
 )]
 
+mod checkout;
 mod clients;
 mod requests;
 mod server;
@@ -20,7 +22,7 @@ mod support;
 #[global_allocator]
 static ALLOCATOR: support::Counting = support::Counting;
 
-const PARTS: [(&str, fn()); 1] = [("requests", requests::print)];
+const PARTS: [(&str, fn()); 2] = [("requests", requests::print), ("checkout", checkout::print)];
 
 fn main() {
     let args: Vec<_> = std::env::args().skip(1).collect();
@@ -28,6 +30,9 @@ fn main() {
     // cargo says `--bench`.
     let args: Vec<_> = args.into_iter().filter(|arg| *arg != "--bench").collect();
     match args[..] {
+        ["walk", "checkout", name, times] => {
+            checkout::walk(name, times.parse().expect("a number of times"));
+        }
         ["walk", name, calls] => requests::walk(name, calls.parse().expect("a number of calls")),
         ["--only", only] => {
             let part = PARTS.iter().find(|(name, _)| *name == only);

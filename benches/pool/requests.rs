@@ -3,9 +3,9 @@
 use hyper_util::client::legacy::connect::HttpConnector;
 use tokio::runtime::Runtime;
 
-use crate::clients::{Client, Cost, floor, legacy, ours};
+use crate::clients::{Client, Cost, floor, legacy, measured, ours};
 use crate::server::{Server, Speaks, runtime};
-use crate::support::{self, median};
+use crate::support::{self, median, yes};
 
 const NAMES: [&str; 4] = [
     "`SendRequest`, no pool",
@@ -90,7 +90,7 @@ pub fn print() {
             for turn in 0..clients.len() {
                 let which = (round + turn) % clients.len();
                 let calls = CALLS / case.callers;
-                let cost = clients[which].run(&runtime, &server, calls);
+                let cost = measured(&mut *clients[which], &runtime, &server, calls);
                 // The first two warm up.
                 if round >= 2 {
                     costs[which].push(cost);
@@ -113,9 +113,7 @@ pub fn walk(name: &str, calls: usize) {
     let case = case.expect("one of the cases");
     let (runtime, server) = (runtime(), Server::start(case.speaks));
     let mut client = case.client(which.parse().expect("a number"), &runtime, &server);
-    client.run(&runtime, &server, 10);
-    let cost = client.run(&runtime, &server, calls / case.callers);
-    println!("{cost:?}");
+    client.run(&runtime, calls / case.callers);
 }
 
 impl Case {
@@ -164,7 +162,6 @@ impl Case {
         let ratio = paired(2, 1, |one, other| one / other);
         let allocations = [2, 1].map(|which| middle(which, |cost| cost.allocations));
         let tasks = middle(2, |cost| cost.tasks);
-        let yes = |met| if met { "yes" } else { "no" };
         vec![
             format!(
                 "| {}: ≤ 0.90× the CPU of `Client` | {}: {ratio:.2}× |",

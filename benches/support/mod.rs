@@ -1,5 +1,6 @@
 //! What both benches use: a counting allocator, a gRPC service in memory, and a loop that drives calls to their end.
 
+pub mod checkout;
 pub mod plain;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -7,6 +8,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::pin::Pin;
+use std::sync::Barrier;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -253,6 +255,11 @@ pub fn cpu() -> Duration {
     START.elapsed()
 }
 
+/// Whether a target is reached.
+pub fn yes(reached: bool) -> &'static str {
+    if reached { "yes" } else { "no" }
+}
+
 /// The one in the middle.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.into_iter().collect();
@@ -275,4 +282,28 @@ pub fn pin(n: usize) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = n;
+}
+
+/// Runs `work` on `threads` threads at once and returns the nanoseconds each took for one of `times`.
+pub fn on(threads: usize, times: usize, work: impl Fn() + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
+    let took = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|worker| {
+                let (barrier, work) = (&barrier, &work);
+                scope.spawn(move || {
+                    pin(worker);
+                    barrier.wait();
+                    let start = Instant::now();
+                    work();
+                    start.elapsed().as_secs_f64()
+                })
+            })
+            .collect();
+        let took = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("a worker only calls"));
+        took.fold(0.0, f64::max)
+    });
+    took * 1e9 / times as f64
 }

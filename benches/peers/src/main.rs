@@ -1,6 +1,7 @@
 //! tower-flow's layers beside the published peers, as one Markdown document.
 //!
-//! `cargo run --release --manifest-path benches/peers/Cargo.toml`, with `-- shed` for admission alone. For callgrind,
+//! `cargo run --release --manifest-path benches/peers/Cargo.toml`, with `-- shed` for admission alone and
+//! `-- pool` for connection pools. For callgrind,
 //! `-- path NAME CALLS` walks one path of shed so many times and measures nothing.
 
 mod cpu;
@@ -9,6 +10,7 @@ mod echo;
 mod floor;
 mod layers;
 mod paths;
+mod pool;
 mod shed;
 #[path = "../../support/mod.rs"]
 mod support;
@@ -22,11 +24,14 @@ fn main() {
     match args[..] {
         ["path", name, calls] => paths::walk(name, calls.parse().expect("a number of calls")),
         ["shed"] => shed::print(),
+        ["pool"] => pool::print(),
         _ => {
             println!("# tower-flow and its peers\n");
             layers::print();
             println!();
             shed::print();
+            println!();
+            pool::print();
             println!();
             e2e::print();
         }
