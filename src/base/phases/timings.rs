@@ -38,6 +38,38 @@ struct Request {
     end: AtomicU64,
 }
 
+// ===== impl Request =====
+
+impl Request {
+    fn new(
+        start: Instant,
+        granted: Instant,
+        first_byte: Instant,
+        reused_idle: Option<Duration>,
+        dial: Option<&Dial>,
+    ) -> Self {
+        let since = |at: Instant| nanos(at.saturating_duration_since(start));
+        let wait = since(granted);
+        // A connection may have been dialled for somebody else, before this request began: what was over by then took
+        // none of its time, though it is the phase's duration all the same.
+        let within = |at: Instant| since(at).min(wait);
+        Self {
+            start,
+            queue: dial.map_or(wait, |dial| within(dial.started())),
+            wait,
+            first_byte: since(first_byte),
+            idle: reused_idle.map_or(NEVER, nanos),
+            reused: dial.is_none(),
+            spent: Phase::ALL.map(|phase| dial.map_or(NEVER, |dial| dial.spent(phase))),
+            done: Phase::ALL.map(|phase| {
+                let ended = dial.and_then(|dial| dial.ended(phase));
+                ended.map_or(NEVER, within)
+            }),
+            end: AtomicU64::new(NEVER),
+        }
+    }
+}
+
 // ===== impl Timings =====
 
 impl Timings {
@@ -52,25 +84,33 @@ impl Timings {
         reused_idle: Option<Duration>,
         dial: Option<&Dial>,
     ) -> Self {
-        let since = |at: Instant| nanos(at.saturating_duration_since(start));
-        let wait = since(granted);
-        // A connection may have been dialled for somebody else, before this request began: what was over by then took
-        // none of its time, though it is the phase's duration all the same.
-        let within = |at: Instant| since(at).min(wait);
-        Self(Arc::new(Request {
+        Self(Arc::new(Request::new(
             start,
-            queue: dial.map_or(wait, |dial| within(dial.started())),
-            wait,
-            first_byte: since(first_byte),
-            idle: reused_idle.map_or(NEVER, nanos),
-            reused: dial.is_none(),
-            spent: Phase::ALL.map(|phase| dial.map_or(NEVER, |dial| dial.spent(phase))),
-            done: Phase::ALL.map(|phase| {
-                let ended = dial.and_then(|dial| dial.ended(phase));
-                ended.map_or(NEVER, within)
-            }),
-            end: AtomicU64::new(NEVER),
-        }))
+            granted,
+            first_byte,
+            reused_idle,
+            dial,
+        )))
+    }
+
+    /// The same, in the memory of `old` if nobody else holds that any more.
+    pub(crate) fn again(
+        old: Option<Self>,
+        start: Instant,
+        granted: Instant,
+        first_byte: Instant,
+        reused_idle: Option<Duration>,
+        dial: Option<&Dial>,
+    ) -> Self {
+        let new = Request::new(start, granted, first_byte, reused_idle, dial);
+        let Some(mut old) = old else {
+            return Self(Arc::new(new));
+        };
+        match Arc::get_mut(&mut old.0) {
+            Some(place) => *place = new,
+            None => old.0 = Arc::new(new),
+        }
+        old
     }
 
     /// Notes the end of the response's body; the first end counts.

@@ -56,6 +56,11 @@ impl Checkout {
         warm(&self.0, uri, connections).await
     }
 
+    /// Connections there are.
+    pub fn open(&self) -> usize {
+        self.0.lock().core.all().len()
+    }
+
     /// Closes what is not checked out.
     pub fn close_idle(&self) -> usize {
         self.0.event(|core| core.close_idle())

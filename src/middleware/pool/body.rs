@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::lease::Held;
+use super::lease::Stream;
 use crate::base::clock;
 use crate::base::phases::Timings;
 
@@ -23,15 +23,11 @@ pub struct ResponseBody {
 struct Open {
     timings: Option<Timings>,
     /// The stream of an HTTP/2 connection.
-    _stream: Option<Box<dyn Held>>,
+    _stream: Option<Stream>,
 }
 
 impl ResponseBody {
-    pub(super) fn new(
-        inner: Incoming,
-        timings: Option<Timings>,
-        stream: Option<Box<dyn Held>>,
-    ) -> Self {
+    pub(super) fn new(inner: Incoming, timings: Option<Timings>, stream: Option<Stream>) -> Self {
         let open = Open {
             timings,
             _stream: stream,

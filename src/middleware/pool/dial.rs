@@ -18,7 +18,8 @@ use super::core::{Cause, Version};
 use super::driver::{Crew, Http1, Http2, unless_stopped};
 use super::error::Plain;
 use super::io::PoolIo;
-use super::shared::{Connection, Dialler, Made, Sender};
+use super::sender::Sender;
+use super::shared::{Connection, Dialler, Made};
 use crate::base::clock;
 use crate::base::error::BoxError;
 use crate::base::phases::Phase;
@@ -212,7 +213,7 @@ where
     let id = connection.id;
     match driver {
         Driver::Http1(sender, conn) => {
-            connection.link.open(Sender::Http1(sender));
+            connection.link.open(Sender::http1(sender));
             let now = clock::now();
             connection
                 .shared
@@ -220,7 +221,7 @@ where
             Http1 { connection, conn }.await;
         }
         Driver::Http2(sender, mut conn, mut room) => {
-            connection.link.open(Sender::Http2(sender));
+            connection.link.open(Sender::http2(sender));
             let now = clock::now();
             connection
                 .shared

@@ -12,10 +12,10 @@ use http_body::Body;
 use super::body::ResponseBody;
 use super::core::{self, Refusal, Reused, Version, WaiterId};
 use super::error::Error;
-use super::lease::{Answer, Lease};
+use super::lease::Lease;
 use super::request;
 use super::shared::{Asked, Connection, Shared, name_of};
-use crate::base::clock::{self, Instant};
+use crate::base::clock::{self, Instant, Moment};
 use crate::base::error::BoxError;
 use crate::base::phases::{Phase, Timings};
 
@@ -34,7 +34,7 @@ pub struct ResponseFuture<B: Send + 'static> {
 
 enum State<B: Send + 'static> {
     Waiting(Box<Waiting<B>>),
-    Sent { answer: Answer<B>, lease: Lease<B> },
+    Sent(Lease<B>),
     Failed(Error),
     Done,
 }
@@ -121,7 +121,7 @@ where
             Version::Http2 => {}
         }
         match lease.send(req) {
-            Ok(answer) => State::Sent { answer, lease },
+            Ok(()) => State::Sent(lease),
             Err(req) => {
                 lease.refused();
                 self.again(&connection, req, None)
@@ -155,27 +155,29 @@ where
 
     fn answered(
         &mut self,
-        lease: Lease<B>,
+        mut lease: Lease<B>,
         response: Response<hyper::body::Incoming>,
     ) -> Response<ResponseBody> {
-        let connection = lease.connection.clone();
+        let now = Moment::new();
+        let connection = &lease.connection;
         let options = &connection.shared.options;
-        let timings = (options.timings).then(|| {
-            let dial = lease.reused.is_none().then_some(&connection.dial);
-            let idle = idle(lease.reused, self.granted);
-            Timings::new(self.start, self.granted, clock::now(), idle, dial)
-        });
         let (mut parts, body) = response.into_parts();
         if let Some(made) = connection.made.get() {
             made.connected.get_extras(&mut parts.extensions);
         }
-        if let Some(timings) = &timings {
-            parts.extensions.insert(timings.clone());
-        }
         if let Some(events) = &options.events {
             events.got_first_response_byte(&connection.origin.name);
         }
-        let stream = lease.answered();
+        let timings = options.timings.then(|| {
+            let spare = lease.spare();
+            let dial = lease.reused.is_none().then_some(&lease.connection.dial);
+            let idle = idle(lease.reused, self.granted);
+            Timings::again(spare, self.start, self.granted, now.now(), idle, dial)
+        });
+        if let Some(timings) = &timings {
+            parts.extensions.insert(timings.clone());
+        }
+        let stream = lease.answered(&now, timings.as_ref());
         Response::from_parts(parts, ResponseBody::new(body, timings, stream))
     }
 }
@@ -242,13 +244,11 @@ where
                         }
                     };
                 }
-                State::Sent { answer, .. } => {
-                    let result = ready!(answer.as_mut().poll(cx));
-                    let State::Sent { lease, answer } = mem::replace(&mut this.state, State::Done)
-                    else {
+                State::Sent(lease) => {
+                    let result = ready!(lease.poll_answer(cx));
+                    let State::Sent(lease) = mem::replace(&mut this.state, State::Done) else {
                         unreachable!("it was sent");
                     };
-                    drop(answer);
                     match result {
                         Ok(response) => return Poll::Ready(Ok(this.answered(lease, response))),
                         Err(mut error) => {
@@ -326,7 +326,7 @@ impl<B: Send + 'static> fmt::Debug for ResponseFuture<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Waiting(_) => "waiting",
-            State::Sent { .. } => "sent",
+            State::Sent(_) => "sent",
             State::Failed(_) => "failed",
             State::Done => "done",
         };

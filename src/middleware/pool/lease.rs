@@ -1,44 +1,43 @@
 //! A place on a connection, held by one request.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::mem;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::Request;
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 
 use super::core::{CloseReason, Reused, Version};
-use super::shared::{Connection, Sender};
-use crate::base::clock;
+use super::sender::{Answered, Kit};
+use super::shared::Connection;
+use crate::base::clock::{self, Moment};
 use crate::base::error::BoxError;
-
-pub(super) type Answer<B> =
-    Pin<Box<dyn Future<Output = Result<Response<Incoming>, TrySendError<Request<B>>>> + Send>>;
+use crate::base::phases::Timings;
 
 /// Gives its place back when dropped, whatever became of the request by then.
 pub(super) struct Lease<B: Send + 'static> {
     pub(super) connection: Arc<Connection<B>>,
     pub(super) reused: Option<Reused>,
     version: Version,
-    stage: Stage,
+    stage: Stage<B>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum Stage<B> {
     /// Nothing was sent: the connection is as it was.
     Unsent,
     /// Sent, and no answer yet.
-    Sent,
-    /// The answer's head is here.
-    Answered,
+    Sent(Kit<B>),
+    /// It is given back, or somebody else's to give back.
+    Over,
 }
 
-/// Whatever is held until a body ends.
-pub(super) trait Held: Send + Sync {}
+/// A stream of an HTTP/2 connection whose answer's head is here: given back when dropped.
+pub(super) struct Stream(Arc<dyn Streams>);
 
-impl<B: Send + 'static> Held for Lease<B> {}
+/// A connection of whatever request bodies.
+trait Streams: Send + Sync {
+    fn ended(&self);
+}
 
 impl<B: Send + 'static> Lease<B> {
     pub(super) fn new(connection: Arc<Connection<B>>, reused: Option<Reused>) -> Self {
@@ -58,39 +57,79 @@ impl<B: Send + 'static> Lease<B> {
     /// Sends `req`, unless the connection is gone by now: then it comes back as it is, large or not.
     #[allow(clippy::result_large_err)]
     #[inline]
-    pub(super) fn send(&mut self, req: Request<B>) -> Result<Answer<B>, Request<B>>
+    pub(super) fn send(&mut self, req: Request<B>) -> Result<(), Request<B>>
     where
         B: Body + Unpin,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
         let mut unsent = Some(req);
-        let answer = self.connection.link.with(|sender| {
+        let sent = self.connection.link.with(|sender| {
             let req = unsent.take()?;
-            let answer: Answer<B> = match sender {
-                Sender::Http1(sender) => Box::pin(sender.try_send_request(req)),
-                Sender::Http2(sender) => Box::pin(sender.try_send_request(req)),
-            };
-            Some(answer)
+            Some(sender.send(req))
         });
-        match (answer.flatten(), unsent) {
-            (Some(answer), _) => {
-                self.stage = Stage::Sent;
-                Ok(answer)
+        match (sent.flatten(), unsent) {
+            (Some(kit), _) => {
+                self.stage = Stage::Sent(kit);
+                Ok(())
             }
             (None, Some(req)) => Err(req),
             (None, None) => unreachable!("a request that was taken was sent"),
         }
     }
 
-    /// The head is here. What is to be held until the body ends.
+    /// The answer to what was sent.
     #[inline]
-    pub(super) fn answered(mut self) -> Option<Box<dyn Held>> {
-        self.stage = Stage::Answered;
+    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Answered<B>> {
+        match &mut self.stage {
+            Stage::Sent(kit) => kit.answer.as_mut().poll(cx),
+            Stage::Unsent | Stage::Over => unreachable!("it was sent"),
+        }
+    }
+
+    /// The timings of a request before, if there are any.
+    #[inline]
+    pub(super) fn spare(&mut self) -> Option<Timings> {
+        match &mut self.stage {
+            Stage::Sent(kit) => kit.timings.take(),
+            Stage::Unsent | Stage::Over => None,
+        }
+    }
+
+    /// The head is here, since `now`. What is to be held until the body ends.
+    #[inline]
+    pub(super) fn answered(mut self, now: &Moment, timings: Option<&Timings>) -> Option<Stream> {
+        let Stage::Sent(mut kit) = mem::replace(&mut self.stage, Stage::Over) else {
+            unreachable!("it was sent");
+        };
+        kit.timings = timings.cloned();
+        let connection = &self.connection;
         match self.version {
-            // The connection itself knows when it is free.
-            Version::Http1 => None,
-            Version::Http2 => Some(Box::new(self)),
+            // The connection itself knows when it is free: often by now.
+            Version::Http1 => {
+                if connection.link.answered(|sender| sender.keep(kit)) {
+                    connection.free_at(now.now(), true);
+                }
+                None
+            }
+            Version::Http2 => {
+                connection.link.with(|sender| sender.keep(kit));
+                Some(Stream(connection.clone()))
+            }
+        }
+    }
+
+    fn given_up(&self) {
+        let connection = &self.connection;
+        match self.version {
+            Version::Http2 => connection.free(true),
+            Version::Http1 => {
+                connection.ends(CloseReason::Cancelled);
+                if connection.link.answered(|_| {}) {
+                    connection.ends(CloseReason::Peer);
+                    connection.free(true);
+                }
+            }
         }
     }
 
@@ -110,18 +149,26 @@ impl<B: Send + 'static> Lease<B> {
 
 impl<B: Send + 'static> Drop for Lease<B> {
     fn drop(&mut self) {
-        match (self.stage, self.version) {
-            (Stage::Unsent, _) => self.connection.free(false),
-            (_, Version::Http2) => self.connection.free(true),
-            (stage, Version::Http1) => {
-                if stage == Stage::Sent {
-                    self.connection.ends(CloseReason::Cancelled);
-                }
-                if self.connection.link.answered() {
-                    self.connection.ends(CloseReason::Peer);
-                    self.connection.free(true);
-                }
+        match mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Over => {}
+            Stage::Unsent => self.connection.free(false),
+            Stage::Sent(kit) => {
+                // hyper hears first that nobody wants the answer.
+                drop(kit);
+                self.given_up();
             }
         }
+    }
+}
+
+impl<B: Send + 'static> Streams for Connection<B> {
+    fn ended(&self) {
+        self.free(true);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.ended();
     }
 }

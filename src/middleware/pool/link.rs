@@ -65,6 +65,7 @@ impl<S: Ready> Link<S> {
     }
 
     /// Sends through the sender, if the connection is there and may be used.
+    #[inline]
     pub(super) fn with<T>(&self, send: impl FnOnce(&mut S) -> T) -> Option<T> {
         let mut state = self.lock();
         match state.stop {
@@ -73,15 +74,21 @@ impl<S: Ready> Link<S> {
         }
     }
 
-    /// The answer to the last request is here, or nobody wants it any more. Whether the connection is free with that.
-    pub(super) fn answered(&self) -> bool {
+    /// The answer to the last request is here, or nobody wants it any more. Whether the connection is free with that;
+    /// the sender may `keep` what is left of the request.
+    #[inline]
+    pub(super) fn answered(&self, keep: impl FnOnce(&mut S)) -> bool {
         let mut state = self.lock();
+        if let Some(sender) = &mut state.sender {
+            keep(sender);
+        }
         let free = state.sender.as_ref().is_some_and(S::ready) && !state.stop;
         state.owed = !free;
         free
     }
 
     /// After each poll of the connection.
+    #[inline]
     pub(super) fn turn(&self, cx: &mut Context<'_>) -> Turn {
         let mut state = self.lock();
         if state.stop {
@@ -117,6 +124,7 @@ impl<S: Ready> Link<S> {
         drop(sender);
     }
 
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, State<S>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

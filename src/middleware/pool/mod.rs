@@ -156,6 +156,7 @@ pub mod limit;
 mod link;
 mod metrics;
 mod request;
+mod sender;
 mod service;
 mod shared;
 mod stats;

@@ -22,9 +22,10 @@ use super::driver::Crew;
 use super::error::Error;
 use super::events::{Observer, PoolEvents};
 use super::keeper::{self, Keeper};
-use super::link::{Link, Ready};
+use super::link::Link;
 use super::metrics::Measures;
 use super::request;
+use super::sender::Sender;
 use crate::base::clock::{self, Instant};
 use crate::base::phases::Dial;
 
@@ -101,11 +102,6 @@ pub(super) struct Origin {
     pub(super) name: Arc<str>,
     /// The `Host` header of requests that have none.
     pub(super) header: Option<HeaderValue>,
-}
-
-pub(super) enum Sender<B> {
-    Http1(hyper::client::conn::http1::SendRequest<B>),
-    Http2(hyper::client::conn::http2::SendRequest<B>),
 }
 
 /// The slot of a connection: free when the last clone is dropped. The IO has one, and its dial until it has told what it
@@ -393,7 +389,11 @@ impl<B: Send + 'static> Connection<B> {
 
     /// A request on it is over.
     pub(super) fn free(&self, used: bool) {
-        let now = clock::now();
+        self.free_at(clock::now(), used);
+    }
+
+    #[inline]
+    pub(super) fn free_at(&self, now: Instant, used: bool) {
         let Some(events) = &self.shared.options.events else {
             self.shared.event(|core| core.free(now, self.id, used));
             return;
@@ -458,17 +458,6 @@ impl Origin {
             header: request::host_header(&uri),
             name: name.trim_end_matches('/').into(),
             uri,
-        }
-    }
-}
-
-// ===== impl Sender =====
-
-impl<B> Ready for Sender<B> {
-    fn ready(&self) -> bool {
-        match self {
-            Self::Http1(sender) => sender.is_ready(),
-            Self::Http2(_) => false,
         }
     }
 }
