@@ -14,15 +14,24 @@
 
 mod checkout;
 mod clients;
+mod held;
+mod hosts;
 mod requests;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 
 #[global_allocator]
 static ALLOCATOR: support::Counting = support::Counting;
 
-const PARTS: [(&str, fn()); 2] = [("requests", requests::print), ("checkout", checkout::print)];
+const PARTS: [(&str, fn()); 5] = [
+    ("requests", requests::print),
+    ("checkout", checkout::print),
+    ("hosts", hosts::print),
+    ("tls", tls::print),
+    ("held", held::print),
+];
 
 fn main() {
     let args: Vec<_> = std::env::args().skip(1).collect();

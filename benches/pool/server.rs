@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -17,9 +18,10 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::DuplexStream;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
 use crate::support;
@@ -28,6 +30,15 @@ use crate::support;
 pub enum Speaks {
     Http1,
     Http2,
+}
+
+#[derive(Clone)]
+pub struct Setup {
+    pub speaks: Speaks,
+    /// How long an answer takes.
+    pub think: Duration,
+    /// And how long before a handshake begins.
+    pub tls: Option<(TlsAcceptor, Duration)>,
 }
 
 /// Answers every request with 16 bytes.
@@ -51,6 +62,14 @@ struct Hiring(Arc<AtomicU64>);
 
 impl Server {
     pub fn start(speaks: Speaks) -> Self {
+        Self::with(Setup {
+            speaks,
+            think: Duration::ZERO,
+            tls: None,
+        })
+    }
+
+    pub fn with(setup: Setup) -> Self {
         let (memory, mut dialled) = mpsc::unbounded_channel::<DuplexStream>();
         let (bound, address) = std::sync::mpsc::channel();
         let hiring = Hiring(Arc::default());
@@ -67,10 +86,10 @@ impl Server {
                         accepted = listener.accept() => {
                             let (socket, _) = accepted.expect("a connection");
                             socket.set_nodelay(true).expect("a socket");
-                            hiring.spawn(serve(speaks, TokioIo::new(socket), hiring.clone()));
+                            hiring.spawn(greet(setup.clone(), socket, hiring.clone()));
                         }
                         Some(io) = dialled.recv() => {
-                            hiring.spawn(serve(speaks, TokioIo::new(io), hiring.clone()));
+                            hiring.spawn(serve(setup.clone(), TokioIo::new(io), hiring.clone()));
                         }
                     }
                 }
@@ -89,17 +108,31 @@ impl Server {
     }
 }
 
-async fn serve<T>(speaks: Speaks, io: T, hiring: Hiring)
+async fn greet(setup: Setup, socket: TcpStream, hiring: Hiring) {
+    let Some((acceptor, handshake)) = setup.tls.clone() else {
+        return serve(setup, TokioIo::new(socket), hiring).await;
+    };
+    tokio::time::sleep(handshake).await;
+    if let Ok(io) = acceptor.accept(socket).await {
+        serve(setup, TokioIo::new(io), hiring).await;
+    }
+}
+
+async fn serve<T>(setup: Setup, io: T, hiring: Hiring)
 where
     T: Read + Write + Unpin + Send + 'static,
 {
-    let service = service_fn(async |_: Request<Incoming>| {
+    let think = setup.think;
+    let service = service_fn(move |_: Request<Incoming>| async move {
+        if !think.is_zero() {
+            tokio::time::sleep(think).await;
+        }
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(
             b"sixteen bytes ok",
         ))))
     });
     // Clients that go away are no concern of the server's.
-    let _ = match speaks {
+    let _ = match setup.speaks {
         Speaks::Http1 => http1::Builder::new().serve_connection(io, service).await,
         Speaks::Http2 => {
             let builder = http2::Builder::new(hiring);

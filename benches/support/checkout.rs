@@ -44,7 +44,8 @@ impl Ways {
         self.works[way.expect("one of the ways")](times);
     }
 
-    pub fn measure(&self, rounds: usize) -> Vec<Cost> {
+    /// `both`: on two threads too.
+    pub fn measure(&self, rounds: usize, both: bool) -> Vec<Cost> {
         let mut alone = vec![Vec::new(); self.works.len()];
         let mut together = alone.clone();
         let mut allocated = vec![0; self.works.len()];
@@ -55,11 +56,12 @@ impl Ways {
                 let before = allocations();
                 work();
                 allocated[way] = allocations() - before;
-                let took = [on(1, TIMES, work), on(2, TIMES, work)];
+                let alone_took = on(1, TIMES, work);
+                let together_took = if both { on(2, TIMES, work) } else { f64::NAN };
                 // The first two warm up.
                 if round >= 2 {
-                    alone[way].push(took[0]);
-                    together[way].push(took[1]);
+                    alone[way].push(alone_took);
+                    together[way].push(together_took);
                 }
             }
         }
@@ -74,7 +76,7 @@ impl Ways {
 
     /// Measures them and prints a table.
     pub fn print(&self, rounds: usize) -> Vec<Cost> {
-        let costs = self.measure(rounds);
+        let costs = self.measure(rounds, true);
         println!(
             "| taken and given back | 1 thread, ns | 2 threads, ns per worker | allocations |"
         );
@@ -83,6 +85,22 @@ impl Ways {
             println!(
                 "| {name} | {:.0} | {:.0} | {:.1} |",
                 cost.alone, cost.together, cost.allocations
+            );
+        }
+        println!();
+        costs
+    }
+
+    /// The same on one thread, beside the first.
+    pub fn print_alone(&self, rounds: usize) -> Vec<Cost> {
+        let costs = self.measure(rounds, false);
+        println!("| taken and given back | 1 thread, ns | of the first |");
+        println!("|---|---:|---:|");
+        for (name, cost) in self.names.iter().zip(&costs) {
+            println!(
+                "| {name} | {:.0} | {:.2} |",
+                cost.alone,
+                cost.alone / costs[0].alone
             );
         }
         println!();

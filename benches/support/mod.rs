@@ -20,15 +20,20 @@ use tower_service::Service;
 /// Counts the allocations of each thread.
 pub struct Counting;
 
-thread_local!(static ALLOCATIONS: Cell<u64> = const { Cell::new(0) });
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static HELD: Cell<i64> = const { Cell::new(0) };
+}
 
 // SAFETY: all work is done by the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        HELD.set(HELD.get() + layout.size() as i64);
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        HELD.set(HELD.get() - layout.size() as i64);
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -36,6 +41,11 @@ unsafe impl GlobalAlloc for Counting {
 /// How often the calling thread has allocated.
 pub fn allocations() -> u64 {
     ALLOCATIONS.get()
+}
+
+/// The bytes the calling thread has allocated, less those it has freed.
+pub fn held() -> i64 {
+    HELD.get()
 }
 
 /// A unary gRPC answer: a message of 16 bytes and trailers.
