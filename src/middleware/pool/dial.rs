@@ -17,9 +17,9 @@ use super::Protocol;
 use super::core::{Cause, Version};
 use super::driver::{Crew, Http1, Http2, unless_stopped};
 use super::error::Plain;
-use super::io::PoolIo;
+use super::io::Held;
 use super::sender::Sender;
-use super::shared::{Connection, Dialler, Made};
+use super::shared::{Connection, Dialler, Made, Slot};
 use crate::base::clock;
 use crate::base::error::BoxError;
 use crate::base::phases::Phase;
@@ -41,7 +41,7 @@ where
     Http1(http1::SendRequest<B>, Upgradeable),
     Http2(
         http2::SendRequest<B>,
-        Http2<http2::Connection<PoolIo<T>, B, Crew>>,
+        Http2<http2::Connection<Held<T, Slot>, B, Crew>>,
         usize,
     ),
 }
@@ -89,7 +89,7 @@ where
                         proxied: connected.is_proxied(),
                         connected,
                     };
-                    let io = PoolIo::new(io, slot.clone());
+                    let io = Held::new(io, slot.clone());
                     let driver = handshake(io, &connection, made.version).await?;
                     Ok::<_, BoxError>((driver, made))
                 });
@@ -151,7 +151,7 @@ where
 }
 
 async fn handshake<T, B>(
-    io: PoolIo<T>,
+    io: Held<T, Slot>,
     connection: &Connection<B>,
     version: Version,
 ) -> Result<Driver<T, B>, BoxError>

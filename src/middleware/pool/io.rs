@@ -3,40 +3,40 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
 use pin_project_lite::pin_project;
-
-use super::shared::Slot;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pin_project! {
-    /// The IO of a connection of a pool. It holds the connection's slot: dropped, the IO goes first and then the slot.
+    /// The IO of a connection, with the place it holds until this is dropped: the socket closes first, then the place is
+    /// free.
     ///
-    /// Met after an upgrade only: `Upgraded::downcast::<PoolIo<T>>()` gives it back.
+    /// It reads and writes as hyper's traits and tokio's ask, whichever the inner IO knows.
     #[derive(Debug)]
-    pub struct PoolIo<T> {
+    pub struct Held<IO, P> {
         #[pin]
-        inner: T,
-        slot: Slot,
+        inner: IO,
+        place: P,
     }
 }
 
-impl<T> PoolIo<T> {
-    pub(super) fn new(inner: T, slot: Slot) -> Self {
-        Self { inner, slot }
+impl<IO, P> Held<IO, P> {
+    pub(super) fn new(inner: IO, place: P) -> Self {
+        Self { inner, place }
     }
 
-    /// The connector's IO.
-    pub fn get_ref(&self) -> &T {
+    /// The wrapped IO.
+    pub fn get_ref(&self) -> &IO {
         &self.inner
     }
 
-    /// The connector's IO. Read and write it through this: moved out of here it would hold no slot.
-    pub fn get_mut(&mut self) -> &mut T {
+    /// The wrapped IO. Read and write it through this: moved out of here it would hold no place.
+    pub fn get_mut(&mut self) -> &mut IO {
         &mut self.inner
     }
 }
 
-impl<T: Read> Read for PoolIo<T> {
-    #[inline]
+impl<IO: Read, P> Read for Held<IO, P> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -46,8 +46,7 @@ impl<T: Read> Read for PoolIo<T> {
     }
 }
 
-impl<T: Write> Write for PoolIo<T> {
-    #[inline]
+impl<IO: Write, P> Write for Held<IO, P> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -56,7 +55,6 @@ impl<T: Write> Write for PoolIo<T> {
         self.project().inner.poll_write(cx, buf)
     }
 
-    #[inline]
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -65,18 +63,62 @@ impl<T: Write> Write for PoolIo<T> {
         self.project().inner.poll_write_vectored(cx, bufs)
     }
 
-    #[inline]
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
     }
 
-    #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.project().inner.poll_flush(cx)
     }
 
-    #[inline]
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.project().inner.poll_shutdown(cx)
+    }
+}
+
+impl<IO: AsyncRead, P> AsyncRead for Held<IO, P> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.project().inner.poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncWrite, P> AsyncWrite for Held<IO, P> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.project().inner.poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.project().inner.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().inner.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().inner.poll_shutdown(cx)
+    }
+}
+
+/// What the inner connection tells of itself, HTTP/2 by ALPN among it.
+impl<IO: Connection, P> Connection for Held<IO, P> {
+    fn connected(&self) -> Connected {
+        self.inner.connected()
     }
 }

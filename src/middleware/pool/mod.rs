@@ -170,6 +170,7 @@ pub use error::{Error, ErrorKind};
 pub use events::PoolEvents;
 pub use future::ResponseFuture;
 pub use handle::{PoolHandle, PoolSignal};
-pub use io::PoolIo;
+pub use io::Held;
 pub use service::{ConnPool, Unfinished};
+pub use shared::Slot;
 pub use stats::{HostStats, Stats};

@@ -104,10 +104,10 @@ pub(super) struct Origin {
     pub(super) header: Option<HeaderValue>,
 }
 
-/// The slot of a connection: free when the last clone is dropped. The IO has one, and its dial until it has told what it
-/// came to.
+/// The slot of a connection of a [`ConnPool`](super::ConnPool): free when the last clone is dropped. The IO has one, in
+/// [`Held`](super::Held), and its dial until it has told what it came to.
 #[derive(Clone)]
-pub(super) struct Slot {
+pub struct Slot {
     _holder: Arc<Holder>,
 }
 

@@ -7,12 +7,12 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::acquire::Acquire;
-use super::io::Held;
 use super::permit::Permit;
 use super::scope;
 use super::state::State;
 use crate::base::error::BoxError;
 use crate::base::stats::Lease;
+use crate::middleware::pool::io::Held;
 
 /// Limits the connections a connector makes; made by [`ConnLimit::connector_layer`](super::ConnLimit::connector_layer).
 #[derive(Debug, Clone)]
@@ -88,7 +88,7 @@ where
     C: Service<Uri> + Clone,
     C::Error: Into<BoxError>,
 {
-    type Response = Held<C::Response>;
+    type Response = Held<C::Response, Permit>;
     type Error = BoxError;
     type Future = ConnectorFuture<C>;
 
@@ -129,7 +129,7 @@ where
     C: Service<Uri>,
     C::Error: Into<BoxError>,
 {
-    type Output = Result<Held<C::Response>, BoxError>;
+    type Output = Result<Held<C::Response, Permit>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -182,7 +182,8 @@ where
                     this.stage.set(Stage::Over);
                     return Poll::Ready(match dialled {
                         Ok(io) => {
-                            let permit = this.permit.take().expect("a dial has a permit");
+                            let mut permit = this.permit.take().expect("a dial has a permit");
+                            permit.open();
                             Ok(Held::new(io, permit))
                         }
                         Err(error) => {

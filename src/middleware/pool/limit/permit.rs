@@ -3,7 +3,7 @@ use crate::base::stats::Lease;
 
 /// A place of a host: a dial and then its connection, or a request. Dropped, it is free again.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub struct Permit {
     state: Lease<State>,
     host: usize,
     open: bool,
