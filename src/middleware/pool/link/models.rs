@@ -72,7 +72,7 @@ impl Wire {
     /// The requester has its answer, or gives it up.
     fn takes(&self) {
         self.taken.store(true, SeqCst);
-        if self.link.answered() {
+        if self.link.answered(|_| {}) {
             self.freed.fetch_add(1, SeqCst);
         }
     }
@@ -172,7 +172,7 @@ fn a_connection_told_to_stop_is_freed_once_at_most_and_its_driver_hears_of_it() 
             assert_eq!(wire.woken.load(SeqCst), 1, "it sleeps for ever");
         }
         assert!(wire.link.with(|_| ()).is_none(), "nothing is sent any more");
-        assert!(!wire.link.answered());
+        assert!(!wire.link.answered(|_| {}));
         assert_eq!(wire.polled(true), Turn::Stop);
     });
 }
