@@ -5,7 +5,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures_util::future::Either;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -81,7 +80,8 @@ impl<B> Sender<B> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let mut kit = self.spare.pop_front().unwrap_or_else(Kit::new);
+        let spare = self.spare.pop_front();
+        let mut kit = spare.unwrap_or_else(|| Kit::new(&self.by));
         kit.answer.as_mut().send(&mut self.by, req);
         kit
     }
@@ -114,19 +114,35 @@ where
     B::Error: Into<BoxError>,
 {
     #[cold]
-    fn new() -> Self {
-        let make = |by: &mut By<B>, req| match by {
-            By::Http1(sender) => Either::Left(sender.try_send_request(req)),
-            By::Http2(sender) => Either::Right(sender.try_send_request(req)),
+    fn new(by: &By<B>) -> Self {
+        let answer: Answer<B> = match by {
+            By::Http1(_) => Reusable::boxed(|by: &mut By<B>, req| match by {
+                By::Http1(sender) => sender.try_send_request(req),
+                By::Http2(_) => unreachable!("a connection speaks one version"),
+            }),
+            By::Http2(_) => Reusable::boxed(|by: &mut By<B>, req| match by {
+                By::Http2(sender) => sender.try_send_request(req),
+                By::Http1(_) => unreachable!("a connection speaks one version"),
+            }),
         };
         Self {
-            answer: Box::pin(Reusable { make, answer: None }),
+            answer,
             timings: None,
         }
     }
 }
 
 // ===== impl Reusable =====
+
+impl<M, F> Reusable<M, F> {
+    fn boxed<B>(make: M) -> Answer<B>
+    where
+        M: Fn(&mut By<B>, Request<B>) -> F + Send + 'static,
+        F: Future<Output = Answered<B>> + Send + 'static,
+    {
+        Box::pin(Self { make, answer: None })
+    }
+}
 
 impl<B, M, F> Answering<B> for Reusable<M, F>
 where

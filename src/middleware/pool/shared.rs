@@ -238,11 +238,15 @@ impl<B: Send + 'static> Shared<B> {
 
     /// Does what the core decided, outside its lock.
     #[inline]
-    pub(super) fn carry_out(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked<B>>) {
-        let actions = locked.core.actions();
-        if actions.is_empty() {
-            return;
+    pub(super) fn carry_out(self: &Arc<Self>, locked: MutexGuard<'_, Locked<B>>) {
+        if !locked.core.rests() {
+            self.act(locked);
         }
+    }
+
+    #[cold]
+    fn act(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked<B>>) {
+        let actions = locked.core.actions();
         let jobs: Vec<_> = actions
             .into_iter()
             .filter_map(|action| self.job(&mut locked, action))

@@ -190,8 +190,14 @@ impl Core {
         }
     }
 
-    /// What there is to do since this was last asked. Empty on the way of a request that finds a connection idle.
+    /// Whether there is nothing to do since this was last asked: so it is on the way of a request that finds a connection
+    /// idle.
     #[inline]
+    pub(super) fn rests(&self) -> bool {
+        self.actions.is_empty()
+    }
+
+    /// What there is to do since this was last asked.
     pub(super) fn actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
