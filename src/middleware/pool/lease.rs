@@ -63,19 +63,11 @@ impl<B: Send + 'static> Lease<B> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let mut unsent = Some(req);
-        let sent = self.connection.link.with(|sender| {
-            let req = unsent.take()?;
-            Some(sender.send(req))
-        });
-        match (sent.flatten(), unsent) {
-            (Some(kit), _) => {
-                self.stage = Stage::Sent(kit);
-                Ok(())
-            }
-            (None, Some(req)) => Err(req),
-            (None, None) => unreachable!("a request that was taken was sent"),
-        }
+        let sent = self
+            .connection
+            .link
+            .with(req, |sender, req| sender.send(req));
+        sent.map(|kit| self.stage = Stage::Sent(kit))
     }
 
     /// The answer to what was sent.
@@ -113,7 +105,7 @@ impl<B: Send + 'static> Lease<B> {
                 None
             }
             Version::Http2 => {
-                connection.link.with(|sender| sender.keep(kit));
+                let _ = connection.link.with(kit, |sender, kit| sender.keep(kit));
                 Some(Stream(connection.clone()))
             }
         }

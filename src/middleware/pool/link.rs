@@ -64,13 +64,13 @@ impl<S: Ready> Link<S> {
         self.lock().sender = Some(sender);
     }
 
-    /// Sends through the sender, if the connection is there and may be used.
+    /// Sends `what` through the sender, or gives it back when the connection is not there or may not be used.
     #[inline]
-    pub(super) fn with<T>(&self, send: impl FnOnce(&mut S) -> T) -> Option<T> {
-        let mut state = self.lock();
-        match state.stop {
-            true => None,
-            false => state.sender.as_mut().map(send),
+    pub(super) fn with<W, T>(&self, what: W, send: impl FnOnce(&mut S, W) -> T) -> Result<T, W> {
+        let state = &mut *self.lock();
+        match &mut state.sender {
+            Some(sender) if !state.stop => Ok(send(sender, what)),
+            _ => Err(what),
         }
     }
 
