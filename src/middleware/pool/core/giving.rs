@@ -101,8 +101,13 @@ impl Core {
         entry.streams -= 1;
         if !used {
             entry.requests -= 1;
+            let host = &mut self.hosts[entry.host];
+            host.requests -= 1;
             self.counts.requests -= 1;
-            self.hosts[entry.host].requests -= 1;
+            // All but the first of a connection's requests count as reuse.
+            let reused = u64::from(entry.requests > 0);
+            host.reused -= reused;
+            self.counts.reused -= reused;
         }
         let (id, leaving) = (entry.host, entry.leaving);
         let streams = entry.streams;

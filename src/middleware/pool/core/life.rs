@@ -118,6 +118,9 @@ impl Core {
                 self.alarms.retry(at, id);
                 self.alarm_at(at);
             }
+            if pause.is_zero() {
+                self.pause_refill(now, id);
+            }
         }
         let host = &self.hosts[id];
         if host.dialling == 0 {
@@ -238,8 +241,8 @@ impl Core {
         Some(gone)
     }
 
-    /// A connection to `host` was lost that nobody had used. Another to have in hand would likely be lost as well, so
-    /// the next is not dialled at once.
+    /// A connection to a host was lost that nobody had used, or could not be made. Another to have in hand would likely
+    /// come to the same, so the next is not dialled at once.
     fn pause_refill(&mut self, now: Instant, id: HostId) {
         let (least, most) = self.limits.backoff;
         let host = &mut self.hosts[id];

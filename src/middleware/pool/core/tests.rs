@@ -569,6 +569,33 @@ fn a_host_has_idle_connections_in_hand_again_when_they_are_taken_or_lost() {
 }
 
 #[test]
+fn a_host_that_refuses_is_not_dialled_without_end_to_have_some_in_hand() {
+    let mut world = world(|limits| {
+        limits.min_idle = 1;
+        limits.version = Some(Version::Http1);
+        limits.backoff = (Duration::ZERO, Duration::ZERO);
+    });
+    world.busy_one(0);
+    let spare = world.dials_of(0)[0];
+    world.failed(spare, false);
+    world.look();
+    assert_eq!(world.dials_of(0).len(), 0);
+    world.pass(ms(1_000));
+    assert_eq!(world.dials_of(0).len(), 1);
+}
+
+#[test]
+fn what_was_not_used_was_not_used_again() {
+    let mut world = world(|_| {});
+    let conn = world.idle_one(0);
+    let reused = world.core.counts().reused;
+    assert_eq!(world.acquire(0, false), Ok(conn));
+    assert_eq!(world.core.counts().reused, reused + 1);
+    world.free(0, false);
+    assert_eq!(world.core.counts().reused, reused);
+}
+
+#[test]
 fn a_connection_to_be_kept_begins_its_time_anew() {
     let mut world = world(|limits| {
         limits.min_idle = 1;
