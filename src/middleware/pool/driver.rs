@@ -1,5 +1,6 @@
 //! What keeps a connection going, in the one task it has.
 
+use std::any::Any;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
@@ -14,8 +15,6 @@ use super::link::Turn;
 use super::shared::Connection;
 use crate::base::clock;
 
-type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 /// The executor of an HTTP/2 connection: what hyper would spawn runs inside the connection's own task. Dropping that task
 /// drops all of it, the socket included; and hyper's dispatcher, which sleeps until the next request when a GOAWAY
 /// comes, is polled whenever something arrives.
@@ -23,7 +22,24 @@ type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Crew(Arc<Mutex<Hired>>);
 
 #[derive(Default)]
-struct Hired(Vec<BoxFuture>);
+struct Hired {
+    new: Vec<Job>,
+    /// What is done: the next future of its type takes its memory, as one comes with every request.
+    spare: Vec<Box<dyn Work>>,
+}
+
+/// A future that runs in the task of its connection, and gives back its memory at its end.
+struct Job(Option<Box<dyn Work>>);
+
+trait Work: Any + Send {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+/// Memory for an `F`; one that can be moved, whether `F` can or not.
+struct Place<F>(Pin<Box<Option<F>>>);
+
+/// More than this many at a time leave nothing behind.
+const SPARE: usize = 128;
 
 /// Drives an HTTP/1 connection to its end.
 pub(super) struct Http1<B, C> {
@@ -36,7 +52,9 @@ pub(super) struct Http2<C> {
     /// Gone when it takes no more requests; streams may go on.
     conn: Option<C>,
     crew: Crew,
-    work: FuturesUnordered<BoxFuture>,
+    work: FuturesUnordered<Job>,
+    /// Empty between polls.
+    hired: Vec<Job>,
 }
 
 // ===== impl Crew =====
@@ -46,7 +64,12 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.lock().0.push(Box::pin(future));
+        let mut hired = self.lock();
+        let work = match hired.spare.pop() {
+            Some(spare) => Place::reuse(spare, future).unwrap_or_else(Place::new),
+            None => Place::new(future),
+        };
+        hired.new.push(Job(Some(work)));
     }
 }
 
@@ -55,14 +78,58 @@ impl Crew {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hired(&self) -> Vec<BoxFuture> {
-        mem::take(&mut self.lock().0)
+    fn keep(&self, work: Box<dyn Work>) {
+        let mut hired = self.lock();
+        if hired.spare.len() < SPARE {
+            hired.spare.push(work);
+        }
     }
 }
 
 impl std::fmt::Debug for Hired {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} hired", self.0.len())
+        write!(f, "{} hired", self.new.len())
+    }
+}
+
+// ===== impl Job =====
+
+impl<F: Future<Output = ()> + Send + 'static> Place<F> {
+    fn new(future: F) -> Box<dyn Work> {
+        Box::new(Self(Box::pin(Some(future))))
+    }
+
+    fn reuse(mut spare: Box<dyn Work>, future: F) -> Result<Box<dyn Work>, F> {
+        let any: &mut dyn Any = &mut *spare;
+        let Some(place) = any.downcast_mut::<Self>() else {
+            return Err(future);
+        };
+        place.0.as_mut().set(Some(future));
+        Ok(spare)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Work for Place<F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(future) = self.0.as_mut().as_pin_mut() {
+            ready!(future.poll(cx));
+            self.0.as_mut().set(None);
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Future for Job {
+    type Output = Box<dyn Work>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Box<dyn Work>> {
+        if let Some(work) = &mut self.0 {
+            ready!(work.poll(cx));
+        }
+        match self.0.take() {
+            Some(work) => Poll::Ready(work),
+            None => unreachable!("a job that is done is polled no more"),
+        }
     }
 }
 
@@ -103,6 +170,7 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
             conn: Some(conn),
             crew,
             work: FuturesUnordered::new(),
+            hired: Vec::new(),
         }
     }
 
@@ -112,18 +180,20 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
         let mut ended = None;
         loop {
             // Frames are read by the crew: only then does the connection know of a GOAWAY.
-            while let Poll::Ready(Some(())) = Pin::new(&mut self.work).poll_next(cx) {}
+            while let Poll::Ready(Some(done)) = Pin::new(&mut self.work).poll_next(cx) {
+                self.crew.keep(done);
+            }
             if let Some(conn) = &mut self.conn
                 && let Poll::Ready(result) = Pin::new(conn).poll(cx)
             {
                 self.conn = None;
                 ended = Some(result);
             }
-            let hired = self.crew.hired();
-            if hired.is_empty() {
+            mem::swap(&mut self.crew.lock().new, &mut self.hired);
+            if self.hired.is_empty() {
                 break;
             }
-            self.work.extend(hired);
+            self.work.extend(self.hired.drain(..));
         }
         (ended, self.conn.is_none() && self.work.is_empty())
     }
@@ -191,7 +261,8 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
 /// Nothing is left in a queue that holds what holds the queue.
 impl<C> Drop for Http2<C> {
     fn drop(&mut self) {
-        drop(mem::take(&mut self.crew.lock().0));
+        let hired = mem::take(&mut *self.crew.lock());
+        drop(hired);
     }
 }
 
