@@ -520,6 +520,8 @@ async fn t10_what_was_sent_in_part_is_never_sent_again() {
 
 // ===== 11 =====
 
+// Its other half, the layers for clients with a pool of their own, is in `limit.rs`.
+
 #[tokio::test(start_paused = true)]
 async fn t11_ten_thousand_waits_leave_no_dial_and_no_task_behind() {
     let net = Network::new();
