@@ -117,6 +117,42 @@ async fn shutdown_tells_of_upgraded_connections_it_cannot_cut() {
     assert_eq!((net.open.now(), tasks()), (0, 0));
 }
 
+/// Two hosts with a stream that never ends, as a gRPC watch, and short calls beside it; a third finds no room.
+#[tokio::test(start_paused = true)]
+async fn a_host_that_finds_no_room_takes_none_from_those_who_cannot_give_it() {
+    let net = Network::new();
+    let hosts = [net.host("a.test"), net.host("b.test")];
+    let pool: Pool = ConnPool::builder(net.connector())
+        .max_connections(2)
+        .acquire_timeout(secs(5))
+        .build();
+    let mut watches = Vec::new();
+    for host in &hosts {
+        host.http2(100);
+        watches.push(ask(&pool, get(host.uri("/stream"))).response().await);
+    }
+    for _ in 0..10 {
+        for host in &hosts {
+            assert_eq!(fetch(&pool, get(host.uri("/"))).await.1, "hello");
+        }
+    }
+    let third = net.host("c.test");
+    let asked = ask(&pool, get(third.uri("/")));
+    rest().await;
+    for round in 0..10 {
+        for host in &hosts {
+            let result = ask(&pool, get(host.uri("/sleep/1"))).result().await;
+            let response = result.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            text(response).await;
+        }
+    }
+    assert_eq!(asked.error().await.kind(), ErrorKind::AcquireTimeout);
+    for host in &hosts {
+        assert_eq!(fetch(&pool, get(host.uri("/"))).await.1, "hello");
+    }
+    drop(watches);
+}
+
 // ===== the last handle =====
 
 #[tokio::test(start_paused = true)]
@@ -361,6 +397,93 @@ fn a_runtime_that_ends_takes_no_clock_of_another_with_it() {
         assert_eq!(error.kind(), ErrorKind::AcquireTimeout);
         b.release();
         text(held.response().await).await;
+    });
+}
+
+/// As with a runtime per core, but worse: they end while their connections carry requests of others.
+#[test]
+fn runtimes_that_come_and_go_share_a_pool_within_its_caps() {
+    let net = Network::new();
+    let hosts = [net.host("a.test"), net.host("b.test"), net.host("c.test")];
+    hosts[1].http2(5);
+    let pool: Pool = ConnPool::builder(net.connector())
+        .max_connections(6)
+        .max_connections_per_host(3)
+        .acquire_timeout(ms(500))
+        .backoff(ms(1), ms(5))
+        .build();
+    let threads: Vec<_> = (0..4)
+        .map(|thread| {
+            let (pool, hosts) = (pool.clone(), hosts.clone());
+            std::thread::spawn(move || {
+                let mut served = 0;
+                for round in 0..40 {
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .build()
+                        .unwrap();
+                    served += runtime.block_on(async {
+                        let asked: Vec<_> = (0..15)
+                            .map(|n| {
+                                let path = if n % 5 == 0 { "/hold" } else { "/bytes/20000" };
+                                ask(&pool, get(hosts[(n + thread + round) % 3].uri(path)))
+                            })
+                            .collect();
+                        let mut served = 0;
+                        for (n, asked) in asked.into_iter().enumerate() {
+                            // What is held, or kept from others by it, goes with the runtime.
+                            if n % 5 == 0 || n > 10 {
+                                continue;
+                            }
+                            let answer = tokio::time::timeout(ms(50), asked.result()).await;
+                            if let Ok(Ok(response)) = answer {
+                                let body = response.into_body().collect();
+                                let body = tokio::time::timeout(ms(50), body).await;
+                                served += usize::from(matches!(body, Ok(Ok(_))));
+                            }
+                        }
+                        served
+                    });
+                    match round % 3 {
+                        0 => runtime.shutdown_background(),
+                        1 => runtime.shutdown_timeout(ms(10)),
+                        _ => drop(runtime),
+                    }
+                }
+                served
+            })
+        })
+        .collect();
+    let served: usize = threads
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .sum();
+    assert!(served > 0);
+    assert!(net.open.peak() <= 6, "{}", net.open.peak());
+    for host in &hosts {
+        assert!(host.open.peak() <= 3, "{}", host.open.peak());
+    }
+    assert_eq!(
+        (net.open.now(), net.served.now()),
+        (0, 0),
+        "they have gone with their runtimes"
+    );
+    let stats = pool.stats();
+    assert_eq!(
+        (stats.open, stats.waiting, stats.streams, stats.dialling),
+        (0, 0, 0, 0),
+        "{stats:?}"
+    );
+    // In a runtime that stays, it works on.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::sleep(ms(20)).await;
+        for host in &hosts {
+            assert_eq!(fetch(&pool, get(host.uri("/"))).await.1, "hello");
+        }
     });
 }
 
