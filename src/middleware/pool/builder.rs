@@ -9,8 +9,8 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use tower_service::Service;
 
 use super::core::{Limits, Version};
+use super::crew::Crew;
 use super::dial::Dial;
-use super::driver::Crew;
 use super::events::PoolEvents;
 use super::service::ConnPool;
 use super::shared::{Http2Options, Options, Shared};

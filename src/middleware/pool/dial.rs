@@ -15,7 +15,8 @@ use tower_service::Service;
 
 use super::Protocol;
 use super::core::{Cause, Version};
-use super::driver::{Crew, Http1, Http2, unless_stopped};
+use super::crew::Crew;
+use super::driver::{Http1, Http2, unless_stopped};
 use super::error::Plain;
 use super::io::Held;
 use super::sender::Sender;

@@ -1,45 +1,18 @@
 //! What keeps a connection going, in the one task it has.
 
-use std::any::Any;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::stream::{FuturesUnordered, Stream};
-use hyper::rt::Executor;
 
 use super::core::CloseReason;
+use super::crew::{Crew, Job};
 use super::link::Turn;
 use super::shared::Connection;
 use crate::base::clock;
-
-/// The executor of an HTTP/2 connection: what hyper would spawn runs inside the connection's own task. Dropping that task
-/// drops all of it, the socket included; and hyper's dispatcher, which sleeps until the next request when a GOAWAY
-/// comes, is polled whenever something arrives.
-#[derive(Debug, Clone, Default)]
-pub struct Crew(Arc<Mutex<Hired>>);
-
-#[derive(Default)]
-struct Hired {
-    new: Vec<Job>,
-    /// What is done: the next future of its type takes its memory, as one comes with every request.
-    spare: Vec<Box<dyn Work>>,
-}
-
-/// A future that runs in the task of its connection, and gives back its memory at its end.
-struct Job(Option<Box<dyn Work>>);
-
-trait Work: Any + Send {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()>;
-}
-
-/// Memory for an `F`; one that can be moved, whether `F` can or not.
-struct Place<F>(Pin<Box<Option<F>>>);
-
-/// More than this many at a time leave nothing behind.
-const SPARE: usize = 128;
 
 /// Drives an HTTP/1 connection to its end.
 pub(super) struct Http1<B, C> {
@@ -55,82 +28,6 @@ pub(super) struct Http2<C> {
     work: FuturesUnordered<Job>,
     /// Empty between polls.
     hired: Vec<Job>,
-}
-
-// ===== impl Crew =====
-
-impl<F> Executor<F> for Crew
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        let mut hired = self.lock();
-        let work = match hired.spare.pop() {
-            Some(spare) => Place::reuse(spare, future).unwrap_or_else(Place::new),
-            None => Place::new(future),
-        };
-        hired.new.push(Job(Some(work)));
-    }
-}
-
-impl Crew {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Hired> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, work: Box<dyn Work>) {
-        let mut hired = self.lock();
-        if hired.spare.len() < SPARE {
-            hired.spare.push(work);
-        }
-    }
-}
-
-impl std::fmt::Debug for Hired {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} hired", self.new.len())
-    }
-}
-
-// ===== impl Job =====
-
-impl<F: Future<Output = ()> + Send + 'static> Place<F> {
-    fn new(future: F) -> Box<dyn Work> {
-        Box::new(Self(Box::pin(Some(future))))
-    }
-
-    fn reuse(mut spare: Box<dyn Work>, future: F) -> Result<Box<dyn Work>, F> {
-        let any: &mut dyn Any = &mut *spare;
-        let Some(place) = any.downcast_mut::<Self>() else {
-            return Err(future);
-        };
-        place.0.as_mut().set(Some(future));
-        Ok(spare)
-    }
-}
-
-impl<F: Future<Output = ()> + Send + 'static> Work for Place<F> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(future) = self.0.as_mut().as_pin_mut() {
-            ready!(future.poll(cx));
-            self.0.as_mut().set(None);
-        }
-        Poll::Ready(())
-    }
-}
-
-impl Future for Job {
-    type Output = Box<dyn Work>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Box<dyn Work>> {
-        if let Some(work) = &mut self.0 {
-            ready!(work.poll(cx));
-        }
-        match self.0.take() {
-            Some(work) => Poll::Ready(work),
-            None => unreachable!("a job that is done is polled no more"),
-        }
-    }
 }
 
 // ===== impl Http1 =====
@@ -189,7 +86,7 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
                 self.conn = None;
                 ended = Some(result);
             }
-            mem::swap(&mut self.crew.lock().new, &mut self.hired);
+            self.crew.swap(&mut self.hired);
             if self.hired.is_empty() {
                 break;
             }
@@ -261,8 +158,7 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
 /// Nothing is left in a queue that holds what holds the queue.
 impl<C> Drop for Http2<C> {
     fn drop(&mut self) {
-        let hired = mem::take(&mut *self.crew.lock());
-        drop(hired);
+        self.crew.dismiss();
     }
 }
 

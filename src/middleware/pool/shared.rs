@@ -18,7 +18,7 @@ use super::core::{
     Acquired, Action, CloseReason, ConnId, Core, Grant, HostId, HostKey, Limits, Refusal, Version,
     WaiterId,
 };
-use super::driver::Crew;
+use super::crew::Crew;
 use super::error::Error;
 use super::events::{Observer, PoolEvents};
 use super::keeper::{self, Keeper};
