@@ -24,7 +24,7 @@
 //!   the end of the response's body. Hosts whose streams are used up get another connection; a connection that got a
 //!   GOAWAY takes no more and drains.
 //! - **A full pool** closes the connection idle for the longest, of whichever host; when none is idle, hosts that lack
-//!   one take turns.
+//!   one take turns, and a host makes room for one that has none as soon as a connection of its own has nothing to do.
 //! - **A failed dial** fails only those whom nothing else can serve, with its cause. Then the host is left alone for a
 //!   while, and requests to it fail at once; after that one dial goes ahead of the others.
 //! - **A request that provably was never sent** is tried again elsewhere: its connection closed between the two.
@@ -135,6 +135,11 @@
 //!   round trip on a new connection, and no stream is ever refused for being one too many.
 //! - Two things of HTTP/2 are not counted to their end: the upload of a request whose response ended before it, and
 //!   the tunnel of an extended CONNECT. hyper's own count keeps the peer's limit even then.
+//! - A host whose HTTP/2 connections never fall idle makes no room for others when the pool is full: draining one for them
+//!   would stop its host as long as its longest stream runs, and gain nothing till then. Give the pool more room than it
+//!   has hosts.
+//! - A pool belongs to runtimes that run. A connection lives in the runtime its first request was sent from, and stands
+//!   still when that is blocked or no longer driven.
 //! - hyper-util's `client::pool` was not built upon: it has no limits, no clock, and hands out dead connections.
 
 #[doc(hidden)]

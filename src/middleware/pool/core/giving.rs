@@ -118,9 +118,6 @@ impl Core {
             (0, Some(reason)) => self.close(conn, reason),
             (0, None) => self.rest(now, conn),
             (_, Some(_)) => {}
-            (_, None) if self.starved.len() > 0 && self.yields(now, id) => {
-                self.leave(now, conn, CloseReason::Evicted);
-            }
             (_, None) if self.hosts[id].waiting.len() > 0 => self.settle(now, id),
             (_, None) => {}
         }

@@ -155,7 +155,6 @@ impl Core {
                 host.live -= 1;
                 host.draining += 1;
                 host.multiplexed.retain(|other| *other != conn);
-                self.yielding += usize::from(reason == CloseReason::Evicted);
                 self.want(now, id);
             }
             Stage::Dialling | Stage::Busy | Stage::Closing => {}
@@ -171,10 +170,7 @@ impl Core {
                 host.dialling -= 1;
                 self.dialling -= 1;
             }
-            Stage::Busy if entry.leaving.is_some() => {
-                host.draining -= 1;
-                self.yielding -= usize::from(entry.leaving == Some(CloseReason::Evicted));
-            }
+            Stage::Busy if entry.leaving.is_some() => host.draining -= 1,
             Stage::Idle | Stage::Busy => host.live -= 1,
             Stage::Closing => return,
         }
@@ -209,10 +205,7 @@ impl Core {
         let host = &mut self.hosts[id];
         match entry.stage {
             Stage::Closing => self.closing -= 1,
-            Stage::Busy if entry.leaving.is_some() => {
-                host.draining -= 1;
-                self.yielding -= usize::from(entry.leaving == Some(CloseReason::Evicted));
-            }
+            Stage::Busy if entry.leaving.is_some() => host.draining -= 1,
             Stage::Idle | Stage::Busy | Stage::Dialling => host.live -= 1,
         }
         let wasted = entry.requests == 0 && entry.live();

@@ -139,8 +139,6 @@ pub(super) struct Core {
     waiters: Slab<Waiter>,
     /// Slots closing: they will be free soon.
     closing: usize,
-    /// Connections that drain to make room for another host.
-    yielding: usize,
     dialling: usize,
     idle: List<Conn, AmongIdle>,
     by_deadline: List<Waiter, ByDeadline>,
@@ -173,7 +171,6 @@ impl Core {
             conns: Slab::new(),
             waiters: Slab::new(),
             closing: 0,
-            yielding: 0,
             dialling: 0,
             idle: List::new(),
             by_deadline: List::new(),

@@ -127,13 +127,13 @@ impl Core {
         }
     }
 
-    /// Whether a connection of `id` is to make room for another host, which has none or fewer than `id` would have left:
-    /// while the pool is full, one busy host would else keep what it has for ever.
+    /// Whether a connection of `id` that has nothing to do is to make room for another host, which has none or fewer than
+    /// `id` would have left: while the pool is full, one busy host would else keep what it has for ever. One that has
+    /// something to do gives no room before it is done, which of a stream may be never, so it is left alone.
     pub(super) fn yields(&mut self, now: Instant, id: HostId) -> bool {
         if self.conns.len() < self.limits.connections {
             return false;
         }
-        let coming = self.closing + self.yielding;
         let mine = self.hosts[id].live;
         let starved: Vec<_> = self.starved.iter(&mut self.hosts).collect();
         let (mut lacking, mut poorer) = (0, false);
@@ -142,7 +142,7 @@ impl Core {
             let theirs = self.hosts[other].open;
             lacking += need;
             poorer |= need > 0 && (theirs == 0 || mine > theirs + 1);
-            if poorer && lacking > coming {
+            if poorer && lacking > self.closing {
                 // Its own waiters stand behind the others.
                 self.starved.remove(&mut self.hosts, id);
                 self.starved.push_back(&mut self.hosts, id);

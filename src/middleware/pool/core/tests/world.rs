@@ -810,8 +810,7 @@ impl World {
         known.closing = Some(why);
         let name = known.book;
         match why {
-            // One that drained for somebody may close when nobody wants it any more.
-            CloseReason::Evicted => self.evicted |= !known.leaving,
+            CloseReason::Evicted => self.evicted = true,
             CloseReason::Surplus => self.surplus.push(name),
             _ => {}
         }
@@ -1005,8 +1004,6 @@ impl World {
                 Some(CloseReason::GoAway) => known.told.contains("goaway"),
                 Some(CloseReason::Asked) => known.told.contains("asked"),
                 Some(CloseReason::Shutdown) => known.told.contains("shutdown"),
-                // Made room for another host.
-                Some(CloseReason::Evicted) => known.version == Version::Http2,
                 Some(_) => false,
             };
             assert!(right, "{id:?} leaves: {:?}; {known:?}", conn.leaving);
@@ -1055,10 +1052,6 @@ impl World {
         assert!(!core.settling);
         assert_eq!(core.dialling, count(&|conn| conn.1 == Stage::Dialling));
         assert_eq!(core.closing, count(&|conn| conn.1 == Stage::Closing));
-        let yielding = core.conns.iter().filter(|(_, conn)| {
-            conn.stage == Stage::Busy && conn.leaving == Some(CloseReason::Evicted)
-        });
-        assert_eq!(core.yielding, yielding.count());
         let idle: Vec<_> = core.idle.iter(&mut core.conns).collect();
         assert_eq!(idle.len(), core.idle.len());
         let all: BTreeSet<_> = conns
