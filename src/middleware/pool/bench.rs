@@ -73,7 +73,7 @@ impl Checkout {
         match self.0.ask(now, uri, false)? {
             Asked::Granted(_, connection) => Some(Held(connection)),
             Asked::Queued(waiter) => {
-                self.0.event(|core| core.cancel(now, waiter));
+                drop(self.0.event(|core| core.cancel(now, waiter)));
                 None
             }
             Asked::Refused(_) => None,

@@ -27,7 +27,7 @@ use crate::base::phases::Phase;
 
 /// Dials with a connector of any type.
 pub(super) struct Dial<C> {
-    connector: Mutex<C>,
+    connector: Arc<Mutex<C>>,
     protocol: Protocol,
 }
 
@@ -53,7 +53,7 @@ type Upgradeable = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 impl<C> Dial<C> {
     pub(super) fn new(connector: C, protocol: Protocol) -> Self {
         Self {
-            connector: Mutex::new(connector),
+            connector: Arc::new(Mutex::new(connector)),
             protocol,
         }
     }
@@ -70,15 +70,16 @@ where
     B::Error: Into<BoxError>,
 {
     fn run(&self, connection: Arc<Connection<B>>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        // Made here and first, so that it goes even when the connector panics or the task never runs.
+        // Made here, so that it goes even when the task never runs.
         let slot = connection.slot();
-        let connector = self
-            .connector
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let connector = self.connector.clone();
         let protocol = self.protocol;
         Box::pin(async move {
+            // In the task, which may panic.
+            let connector = connector
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
             let limit = connection.shared.options.connect_timeout;
             let (driver, made) = {
                 let dialled = tokio::time::timeout(limit, async {
@@ -219,7 +220,7 @@ where
             connection
                 .shared
                 .event(|core| core.connected(now, id, Version::Http1, 1));
-            Http1 { connection, conn }.await;
+            Http1::new(connection, conn).await;
         }
         Driver::Http2(sender, mut conn, mut room) => {
             connection.link.open(Sender::http2(sender));

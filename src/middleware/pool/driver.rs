@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use std::time::Duration;
+
 use futures_util::stream::{FuturesUnordered, Stream};
+use tokio::time::{Sleep, sleep};
 
 use super::core::CloseReason;
 use super::crew::{Crew, Job};
@@ -16,9 +19,14 @@ use crate::base::clock;
 
 /// Drives an HTTP/1 connection to its end.
 pub(super) struct Http1<B, C> {
-    pub(super) connection: Arc<Connection<B>>,
-    pub(super) conn: C,
+    connection: Arc<Connection<B>>,
+    conn: C,
+    linger: Option<Pin<Box<Sleep>>>,
 }
+
+/// How long a request may be written on whose answer was read to its end. A peer that answers early may have stopped
+/// reading, and nothing else would ever end it.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// An HTTP/2 connection with its crew.
 pub(super) struct Http2<C> {
@@ -31,6 +39,16 @@ pub(super) struct Http2<C> {
 }
 
 // ===== impl Http1 =====
+
+impl<B, C> Http1<B, C> {
+    pub(super) fn new(connection: Arc<Connection<B>>, conn: C) -> Self {
+        Self {
+            connection,
+            conn,
+            linger: None,
+        }
+    }
+}
 
 impl<B, C> Future for Http1<B, C>
 where
@@ -47,9 +65,17 @@ where
             }
             return Poll::Ready(());
         }
-        match self.connection.link.turn(cx) {
+        match self.connection.link.turn(cx, false) {
             Turn::Wait => {}
+            Turn::Linger => {
+                let linger = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+                if linger.as_mut().poll(cx).is_ready() {
+                    self.connection.ends(CloseReason::Cancelled);
+                    return Poll::Ready(());
+                }
+            }
             Turn::Freed => {
+                self.linger = None;
                 self.connection.ends(CloseReason::Peer);
                 self.connection.free(true);
             }
@@ -148,9 +174,15 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
                     .event(|core| core.limited(changed, id, now));
             }
         }
-        match connection.link.turn(cx) {
+        // All but the one that reads and writes frames.
+        let working = self.work.len() > 1;
+        match connection.link.turn(cx, working) {
             Turn::Stop => Poll::Ready(()),
-            Turn::Wait | Turn::Freed => Poll::Pending,
+            Turn::Freed => {
+                connection.trailed();
+                Poll::Pending
+            }
+            Turn::Wait | Turn::Linger => Poll::Pending,
         }
     }
 }
@@ -169,7 +201,7 @@ pub(super) async fn unless_stopped<B: Send + 'static, T>(
 ) -> Option<T> {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|cx| {
-        if connection.link.turn(cx) == Turn::Stop {
+        if connection.link.turn(cx, false) == Turn::Stop {
             return Poll::Ready(None);
         }
         Poll::Ready(Some(ready!(future.as_mut().poll(cx))))

@@ -77,20 +77,23 @@ impl Error {
         host: Arc<str>,
         waited: Duration,
         phase: Phase,
-        open: usize,
-        limit: usize,
+        (open, of_host): (usize, usize),
+        (total, of_all): (usize, usize),
     ) -> Self {
-        let stood = match phase {
-            Phase::Wait => {
-                format!(
-                    "{open} of {limit} connections of the host open, all in use or out of slots"
-                )
-            }
-            phase => format!("a dial under way stands at {phase}"),
+        let message = match phase {
+            Phase::Wait if total >= of_all && open < of_host => format!(
+                "no connection within {waited:?}: all {of_all} connections of the pool are taken, {open} of them by \
+                 this host; raise max_connections or acquire_timeout"
+            ),
+            Phase::Wait => format!(
+                "no connection within {waited:?}: {open} of {of_host} connections of the host are open, all in use or \
+                 out of streams; raise max_connections_per_host or acquire_timeout"
+            ),
+            phase => format!(
+                "no connection within {waited:?}: the dial under way stands at {phase}; raise acquire_timeout if that \
+                 may take longer"
+            ),
         };
-        let message = format!(
-            "no connection within {waited:?}: {stood}; raise max_connections_per_host or acquire_timeout"
-        );
         let mut error = Self::new(ErrorKind::AcquireTimeout, host, message);
         error.0.waited = waited;
         error.0.phase = Some(phase);
@@ -153,9 +156,11 @@ impl Error {
     }
 
     pub(super) fn uri(uri: &http::Uri) -> Self {
+        // Of the rest of it, a user's password may be a part.
+        let path = uri.path();
         let message = format!(
-            "the URI {uri:?} does not say where to connect to; give it a scheme and a host, a tonic client with \
-             with_origin"
+            "the request's URI, of path {path:?}, does not say where to connect to; give it a scheme and a host, a \
+             tonic client with with_origin"
         );
         Self::new(ErrorKind::Uri, "".into(), message)
     }

@@ -19,11 +19,12 @@ use crate::base::clock::{self, Instant, Moment};
 use crate::base::error::BoxError;
 use crate::base::phases::{Phase, Timings};
 
-/// The response to come from a [`ConnPool`](super::ConnPool).
+/// The response to come from a [`ConnPool`](super::ConnPool). The request is on its way from the call on, polled or not: a
+/// future that is kept and not polled keeps its connection.
 ///
 /// Dropped, it gives back what it has: its place in the queue, its HTTP/2 stream, or its HTTP/1 connection, which closes
 /// when the request was under way.
-#[must_use = "futures do nothing unless polled"]
+#[must_use = "dropped, the request is given up"]
 pub struct ResponseFuture<B: Send + 'static> {
     start: Instant,
     /// When the connection was granted.
@@ -287,8 +288,10 @@ where
 
 impl<B: Send + 'static> Waiting<B> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(core::Answer, Option<Arc<Connection<B>>>)> {
+        // Cloned and dropped outside the lock: it is foreign code.
+        let mut waker = cx.waker().clone();
         let mut locked = self.shared.lock();
-        let answer = ready!(locked.core.poll(self.waiter, cx.waker()));
+        let answer = ready!(locked.core.poll(self.waiter, &mut waker));
         let connection = match &answer {
             core::Answer::Granted(grant) => locked.connection(grant.conn),
             _ => None,
@@ -300,12 +303,14 @@ impl<B: Send + 'static> Waiting<B> {
         let host = self.host.clone();
         match answer {
             core::Answer::Failed(cause) => Error::connect(host, waited, cause),
-            core::Answer::TimedOut { dial, open } => {
+            core::Answer::TimedOut { dial, open, total } => {
                 let dial = dial.and_then(|conn| self.shared.connection(conn));
                 let phase = dial.map(|dial| dial.dial.phase().unwrap_or(Phase::Connect));
                 let phase = phase.unwrap_or(Phase::Wait);
-                let limit = self.shared.lock().core.limits.per_host;
-                Error::acquire_timeout(host, waited, phase, open, limit)
+                let limits = self.shared.lock().core.limits.clone();
+                let of_host = (open, limits.per_host);
+                let of_all = (total, limits.connections);
+                Error::acquire_timeout(host, waited, phase, of_host, of_all)
             }
             _ => Error::closed(host, waited),
         }
@@ -317,7 +322,7 @@ impl<B: Send + 'static> Drop for Waiting<B> {
     fn drop(&mut self) {
         if self.req.is_some() {
             let now = clock::now();
-            self.shared.event(|core| core.cancel(now, self.waiter));
+            drop(self.shared.event(|core| core.cancel(now, self.waiter)));
         }
     }
 }

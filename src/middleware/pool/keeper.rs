@@ -35,6 +35,22 @@ pub(super) fn ring<B: Send + 'static>(shared: &Arc<Shared<B>>) {
     start(shared, &runtime);
 }
 
+/// Sees to it that whoever waits from here on is told when its time is over: a keeper of another runtime may stand still
+/// with it, of which nobody tells.
+pub(super) fn visit<B: Send + 'static>(shared: &Arc<Shared<B>>) {
+    let Some(runtime) = shared.runtime() else {
+        return;
+    };
+    let elsewhere = {
+        let locked = shared.lock();
+        let keeper = locked.keeper.as_ref();
+        keeper.is_some_and(|keeper| keeper.runtime != runtime.id())
+    };
+    if elsewhere {
+        start(shared, &runtime);
+    }
+}
+
 fn start<B: Send + 'static>(shared: &Arc<Shared<B>>, runtime: &Handle) {
     let mut locked = shared.lock();
     if let Some(keeper) = &locked.keeper {

@@ -31,12 +31,12 @@ enum Stage<B> {
     Over,
 }
 
-/// A stream of an HTTP/2 connection whose answer's head is here: given back when dropped.
-pub(super) struct Stream(Arc<dyn Streams>);
+/// An answer whose head is here and which is not yet over, and its number: over when dropped.
+pub(super) struct Stream(Arc<dyn Streams>, u64);
 
 /// A connection of whatever request bodies.
 trait Streams: Send + Sync {
-    fn ended(&self);
+    fn ended(&self, answer: u64);
 }
 
 impl<B: Send + 'static> Lease<B> {
@@ -99,14 +99,15 @@ impl<B: Send + 'static> Lease<B> {
         match self.version {
             // The connection itself knows when it is free: often by now.
             Version::Http1 => {
-                if connection.link.answered(|sender| sender.keep(kit)) {
+                let Some(answer) = connection.link.answered(|sender| sender.keep(kit)) else {
                     connection.free_at(now.now(), true);
-                }
-                None
+                    return None;
+                };
+                Some(Stream(connection.clone(), answer))
             }
             Version::Http2 => {
                 let _ = connection.link.with(kit, |sender, kit| sender.keep(kit));
-                Some(Stream(connection.clone()))
+                Some(Stream(connection.clone(), 0))
             }
         }
     }
@@ -117,7 +118,10 @@ impl<B: Send + 'static> Lease<B> {
             Version::Http2 => connection.free(true),
             Version::Http1 => {
                 connection.ends(CloseReason::Cancelled);
-                if connection.link.answered(|_| {}) {
+                let answer = connection.link.answered(|_| {});
+                if let Some(answer) = answer {
+                    connection.link.ended(answer);
+                } else {
                     connection.ends(CloseReason::Peer);
                     connection.free(true);
                 }
@@ -154,13 +158,19 @@ impl<B: Send + 'static> Drop for Lease<B> {
 }
 
 impl<B: Send + 'static> Streams for Connection<B> {
-    fn ended(&self) {
-        self.free(true);
+    fn ended(&self, answer: u64) {
+        if !self.multiplexed() {
+            self.link.ended(answer);
+        } else if self.link.working() {
+            self.trail();
+        } else {
+            self.free(true);
+        }
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.ended();
+        self.0.ended(self.1);
     }
 }

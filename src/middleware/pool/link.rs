@@ -9,6 +9,13 @@
 //! last was taken or given up. Readiness alone is not enough: hyper may say it is ready between a request's being
 //! sent and its being read from the channel. Whoever of the two comes second sees both under the lock, and that one frees it,
 //! once: `owed` is set by the first requester and cleared by who frees.
+//!
+//! An HTTP/1 answer may be read to its end while its request is still being written, to a peer that may have stopped
+//! reading. Such a connection lingers a while and is dropped. `answers` tells whose body ended: by then the connection may
+//! serve another.
+//!
+//! An HTTP/2 connection is `working` while hyper has more to do for it than to read and write frames: an answer awaited,
+//! an upload, a tunnel. When its last stream ends meanwhile, it is not idle but `trailing`, till the work is done.
 
 use std::task::{Context, Waker};
 
@@ -34,6 +41,12 @@ struct State<S> {
     sender: Option<S>,
     /// The answer to the last request came, or nobody wants it; the connection is not yet free.
     owed: bool,
+    /// Answers that came so far.
+    answers: u64,
+    /// The last of them was read to its end.
+    ended: bool,
+    working: bool,
+    trailing: bool,
     stop: bool,
     driver: Option<Waker>,
 }
@@ -45,6 +58,8 @@ pub(super) enum Turn {
     Wait,
     /// The connection is free again: say so.
     Freed,
+    /// The request is written on though its answer was read to the end: not for long.
+    Linger,
     /// Drop the connection.
     Stop,
 }
@@ -54,6 +69,10 @@ impl<S: Ready> Link<S> {
         Self(Mutex::new(State {
             sender: None,
             owed: false,
+            answers: 0,
+            ended: false,
+            working: false,
+            trailing: false,
             stop: false,
             driver: None,
         }))
@@ -74,23 +93,54 @@ impl<S: Ready> Link<S> {
         }
     }
 
-    /// The answer to the last request is here, or nobody wants it any more. Whether the connection is free with that;
-    /// the sender may `keep` what is left of the request.
+    /// The answer to the last request is here, or nobody wants it any more: `None` when the connection is free with that,
+    /// else the number of the answer. The sender may `keep` what is left of the request.
     #[inline]
-    pub(super) fn answered(&self, keep: impl FnOnce(&mut S)) -> bool {
+    pub(super) fn answered(&self, keep: impl FnOnce(&mut S)) -> Option<u64> {
         let mut state = self.lock();
         if let Some(sender) = &mut state.sender {
             keep(sender);
         }
         let free = state.sender.as_ref().is_some_and(S::ready) && !state.stop;
         state.owed = !free;
-        free
+        state.ended = false;
+        state.answers += 1;
+        (!free).then_some(state.answers)
     }
 
-    /// After each poll of the connection.
+    /// The body of an HTTP/1 answer was read to its end, or dropped.
+    pub(super) fn ended(&self, answer: u64) {
+        let driver = {
+            let mut state = self.lock();
+            if state.answers != answer || !state.owed {
+                return;
+            }
+            state.ended = true;
+            state.driver.clone()
+        };
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+
+    /// Whether hyper has more to do for an HTTP/2 connection than to read and write frames.
     #[inline]
-    pub(super) fn turn(&self, cx: &mut Context<'_>) -> Turn {
+    pub(super) fn working(&self) -> bool {
+        self.lock().working
+    }
+
+    /// The last stream ended while there was work. Whether there is none by now.
+    pub(super) fn trails(&self) -> bool {
         let mut state = self.lock();
+        state.trailing = state.working;
+        !state.working
+    }
+
+    /// After each poll of the connection, which is `working` or not.
+    #[inline]
+    pub(super) fn turn(&self, cx: &mut Context<'_>, working: bool) -> Turn {
+        let mut state = self.lock();
+        state.working = working;
         if state.stop {
             return Turn::Stop;
         }
@@ -101,6 +151,13 @@ impl<S: Ready> Link<S> {
         if state.owed && state.sender.as_ref().is_some_and(S::ready) {
             state.owed = false;
             return Turn::Freed;
+        }
+        if state.trailing && !working {
+            state.trailing = false;
+            return Turn::Freed;
+        }
+        if state.owed && state.ended {
+            return Turn::Linger;
         }
         Turn::Wait
     }

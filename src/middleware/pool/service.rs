@@ -28,7 +28,8 @@ pub struct ConnPool<B: Send + 'static>(Arc<Owner<B>>);
 /// What the clones hold. Tasks, futures and handles hold what is inside.
 struct Owner<B: Send + 'static>(Arc<Shared<B>>);
 
-/// A pool that was not empty when its time to shut down was over: somebody keeps an upgraded connection.
+/// A pool that was not empty when its time to shut down was over: somebody keeps an upgraded connection, or a runtime
+/// stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unfinished {
@@ -53,7 +54,7 @@ impl<B: Send + 'static> ConnPool<B> {
     }
 
     /// Opens connections to the host of `uri` until `connections` are there, or as many as the limits allow: of the
-    /// host, in total, and of idle ones. How many there are then.
+    /// host, in total, and of idle ones. How many there are then, or after the acquire timeout.
     ///
     /// # Errors
     ///
@@ -81,7 +82,8 @@ impl<B: Send + 'static> ConnPool<B> {
     }
 
     /// Shuts the pool down: new requests and those that wait fail, idle connections close, and what is under way may
-    /// take until `deadline` from now before it is cut off. Returns when every socket is gone and every task has ended.
+    /// take until `deadline` from now before it is cut off. Returns when every socket is gone and every task has ended, a
+    /// second after `deadline` at the latest.
     ///
     /// # Errors
     ///
@@ -173,7 +175,8 @@ impl fmt::Display for Unfinished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} connections are still open: they were upgraded and belong to whoever upgraded them; drop those",
+            "{} connections are still open: they were upgraded, and whoever has them must drop them, or their runtime \
+             stands still",
             self.connections
         )
     }

@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::core::{
-    Acquired, Action, CloseReason, ConnId, Core, Grant, HostId, HostKey, Limits, Refusal, Version,
-    WaiterId,
+    Acquired, Action, Cause, CloseReason, ConnId, Core, Grant, HostId, HostKey, Limits, Refusal,
+    Version, WaiterId,
 };
 use super::crew::Crew;
 use super::error::Error;
@@ -132,7 +132,14 @@ enum Job<B> {
     Dial(Arc<Connection<B>>),
     Close(Arc<Connection<B>>),
     Wake(Waker),
+    Discard(Arc<Cause>),
     Alarm,
+}
+
+/// What is to be done, all of it even when a waker panics.
+struct Jobs<'a, B: Send + 'static> {
+    shared: &'a Arc<Shared<B>>,
+    left: std::vec::IntoIter<Job<B>>,
 }
 
 // ===== impl Shared =====
@@ -215,6 +222,9 @@ impl<B: Send + 'static> Shared<B> {
             Acquired::Refused(refusal) => Asked::Refused(refusal),
         };
         self.carry_out(locked);
+        if let Asked::Queued(_) = asked {
+            keeper::visit(self);
+        }
         Some(asked)
     }
 
@@ -252,14 +262,11 @@ impl<B: Send + 'static> Shared<B> {
             .filter_map(|action| self.job(&mut locked, action))
             .collect();
         drop(locked);
-        for job in jobs {
-            match job {
-                Job::Dial(connection) => self.spawn(self.dialler.run(connection)),
-                Job::Close(connection) => connection.link.stop(),
-                Job::Wake(waker) => waker.wake(),
-                Job::Alarm => keeper::ring(self),
-            }
+        Jobs {
+            shared: self,
+            left: jobs.into_iter(),
         }
+        .carry_out();
     }
 
     fn job(self: &Arc<Self>, locked: &mut Locked<B>, action: Action) -> Option<Job<B>> {
@@ -276,6 +283,7 @@ impl<B: Send + 'static> Shared<B> {
             }
             Action::Close(conn) => Job::Close(locked.connection(conn)?),
             Action::Wake(waker) => Job::Wake(waker),
+            Action::Discard(cause) => Job::Discard(cause),
             Action::Alarm => Job::Alarm,
         })
     }
@@ -337,6 +345,29 @@ impl<B: Send + 'static> Shared<B> {
     /// The one that is dialled for a waiter that gave up.
     pub(super) fn connection(&self, conn: ConnId) -> Option<Arc<Connection<B>>> {
         self.lock().connection(conn)
+    }
+}
+
+impl<B: Send + 'static> Jobs<'_, B> {
+    fn carry_out(&mut self) {
+        for job in self.left.by_ref() {
+            match job {
+                Job::Dial(connection) => {
+                    let shared = self.shared;
+                    shared.spawn(shared.dialler.run(connection));
+                }
+                Job::Close(connection) => connection.link.stop(),
+                Job::Wake(waker) => waker.wake(),
+                Job::Discard(cause) => drop(cause),
+                Job::Alarm => keeper::ring(self.shared),
+            }
+        }
+    }
+}
+
+impl<B: Send + 'static> Drop for Jobs<'_, B> {
+    fn drop(&mut self) {
+        self.carry_out();
     }
 }
 
@@ -409,6 +440,27 @@ impl<B: Send + 'static> Connection<B> {
         if idles {
             events.put_idle_conn(&self.origin.name);
         }
+    }
+
+    pub(super) fn multiplexed(&self) -> bool {
+        let made = self.made.get();
+        made.is_some_and(|made| made.version == Version::Http2)
+    }
+
+    /// A stream ended while there is work beside the streams: if it was the last, the connection is idle when that is
+    /// done.
+    pub(super) fn trail(&self) {
+        let now = clock::now();
+        let last = self.shared.event(|core| core.trail(now, self.id));
+        if last && self.link.trails() {
+            self.trailed();
+        }
+    }
+
+    /// There is no work any more beside the streams.
+    pub(super) fn trailed(&self) {
+        let now = clock::now();
+        self.shared.event(|core| core.trailed(now, self.id));
     }
 
     pub(super) fn host(&self) -> Arc<str> {

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use http::Uri;
@@ -45,11 +45,8 @@ pub(super) async fn warm<B: Send + 'static>(
     };
     let warming = Warming { shared, waiter };
     let answer = poll_fn(|cx| {
-        let answer = warming.shared.lock().core.poll(waiter, cx.waker());
-        match answer {
-            Poll::Ready(answer) => Poll::Ready(answer),
-            Poll::Pending => Poll::Pending,
-        }
+        let mut waker = cx.waker().clone();
+        warming.shared.lock().core.poll(waiter, &mut waker)
     })
     .await;
     let waited = clock::now().saturating_duration_since(start);
@@ -65,6 +62,6 @@ pub(super) async fn warm<B: Send + 'static>(
 impl<B: Send + 'static> Drop for Warming<'_, B> {
     fn drop(&mut self) {
         let now = clock::now();
-        self.shared.event(|core| core.cancel(now, self.waiter));
+        drop(self.shared.event(|core| core.cancel(now, self.waiter)));
     }
 }

@@ -119,11 +119,12 @@ impl Core {
         waiter
     }
 
-    /// A waiter asks for its answer; once it has it, it is a waiter no more.
+    /// A waiter asks for its answer; once it has it, it is a waiter no more. Till then it leaves `waker` and gets back the
+    /// one it left before: wakers are foreign code, and not dropped here.
     pub(in crate::middleware::pool) fn poll(
         &mut self,
         waiter: WaiterId,
-        waker: &Waker,
+        waker: &mut Waker,
     ) -> Poll<Answer> {
         let Some(entry) = self.waiters.get_mut(waiter) else {
             return Poll::Ready(Answer::Closed);
@@ -134,24 +135,25 @@ impl Core {
                 Poll::Ready(answer)
             }
             None => {
-                entry.waker.clone_from(waker);
+                std::mem::swap(&mut entry.waker, waker);
                 Poll::Pending
             }
         }
     }
 
-    /// A waiter leaves. What it was granted and did not take goes to the next.
-    pub(in crate::middleware::pool) fn cancel(&mut self, now: Instant, waiter: WaiterId) {
-        let Some(entry) = self.waiters.get(waiter) else {
-            return;
-        };
+    /// A waiter leaves. What it was granted and did not take goes to the next. What is left of it is foreign code, to be
+    /// dropped outside the lock.
+    pub(in crate::middleware::pool) fn cancel(
+        &mut self,
+        now: Instant,
+        waiter: WaiterId,
+    ) -> Option<Waiter> {
+        let entry = self.waiters.get(waiter)?;
         // One with its answer is in no list, and its host may be forgotten.
         if entry.answer.is_none() {
             self.unlist(waiter);
         }
-        let Some(entry) = self.waiters.remove(waiter) else {
-            return;
-        };
+        let entry = self.waiters.remove(waiter)?;
         match entry.answer {
             Some(Answer::Granted(grant)) => self.free(now, grant.conn, false),
             _ => {
@@ -159,6 +161,7 @@ impl Core {
                 self.forget(entry.host);
             }
         }
+        Some(entry)
     }
 
     /// Takes a waiter out of every list.

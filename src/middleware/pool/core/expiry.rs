@@ -72,7 +72,8 @@ impl Core {
                     self.counts.rejected_timeout += 1;
                     let entry = &self.hosts[host];
                     let (dial, open) = (entry.latest_dial, entry.open);
-                    self.answer(waiter, Answer::TimedOut { dial, open });
+                    let total = self.conns.len();
+                    self.answer(waiter, Answer::TimedOut { dial, open, total });
                 }
                 Wants::Open(_) => {
                     let open = self.hosts[host].live;

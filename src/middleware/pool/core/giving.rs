@@ -101,13 +101,6 @@ impl Core {
         entry.streams -= 1;
         if !used {
             entry.requests -= 1;
-            let host = &mut self.hosts[entry.host];
-            host.requests -= 1;
-            self.counts.requests -= 1;
-            // All but the first of a connection's requests count as reuse.
-            let reused = u64::from(entry.requests > 0);
-            host.reused -= reused;
-            self.counts.reused -= reused;
         }
         let (id, leaving) = (entry.host, entry.leaving);
         let streams = entry.streams;
@@ -120,6 +113,40 @@ impl Core {
             (_, Some(_)) => {}
             (_, None) if self.hosts[id].waiting.len() > 0 => self.settle(now, id),
             (_, None) => {}
+        }
+    }
+
+    /// A stream on `conn` is over, but not all that belongs to it. Whether it was the last: then the connection is busy
+    /// until it has [`trailed`](Self::trailed).
+    pub(in crate::middleware::pool) fn trail(&mut self, now: Instant, conn: ConnId) -> bool {
+        let last = self.conns.get_mut(conn);
+        match last.filter(|entry| entry.stage == Stage::Busy && entry.streams == 1) {
+            Some(entry) => {
+                entry.streams = 0;
+                let id = entry.host;
+                if entry.leaving.is_none() && self.hosts[id].waiting.len() > 0 {
+                    self.settle(now, id);
+                }
+                true
+            }
+            None => {
+                self.free(now, conn, true);
+                false
+            }
+        }
+    }
+
+    /// Nothing is left of the streams that ended on `conn`.
+    pub(in crate::middleware::pool) fn trailed(&mut self, now: Instant, conn: ConnId) {
+        let Some(entry) = self.conns.get(conn) else {
+            return;
+        };
+        if entry.stage != Stage::Busy || entry.streams > 0 {
+            return;
+        }
+        match entry.leaving {
+            Some(reason) => self.close(conn, reason),
+            None => self.rest(now, conn),
         }
     }
 

@@ -49,7 +49,7 @@ impl Core {
             host.multiplexed.push(conn);
         }
         let lifetime = self.limits.lifetime;
-        let life = lifetime.map(|(life, jitter)| life.mul_f64(1.0 - jitter * chance));
+        let life = lifetime.map(|(life, jitter)| part(life, 1.0 - jitter * chance));
         let life = life.map(|life| life.max(SHORTEST));
         if let Some(at) = life.and_then(|life| now.checked_add(life)) {
             entry.expires = Some(at);
@@ -105,14 +105,21 @@ impl Core {
         host.dialling -= 1;
         self.dialling -= 1;
         host.latest_dial.take_if(|latest| *latest == conn);
-        host.last_error = Some(cause.clone());
+        if let Some(old) = host.last_error.replace(cause.clone()) {
+            self.actions.push(Action::Discard(old));
+        }
         // Dials that failed together are one failure.
         if host.retry_at.is_none_or(|at| at <= now) {
             let (least, most) = self.limits.backoff;
             let pause = least.saturating_mul(1 << host.failures.min(20)).min(most);
+            // Whoever waits has other connections to wait for: no hurry, whatever the settings.
+            let pause = match host.live {
+                0 => pause,
+                _ => pause.max(REFILL),
+            };
             host.failures = host.failures.saturating_add(1);
             if !pause.is_zero()
-                && let Some(at) = now.checked_add(pause.mul_f64(1.0 - 0.2 * chance))
+                && let Some(at) = now.checked_add(part(pause, 1.0 - 0.2 * chance))
             {
                 host.retry_at = Some(at);
                 self.alarms.retry(at, id);
@@ -247,6 +254,11 @@ impl Core {
             self.alarm_at(at);
         }
     }
+}
+
+/// A part of `whole`, which may be for ever.
+fn part(whole: Duration, part: f64) -> Duration {
+    Duration::try_from_secs_f64(whole.as_secs_f64() * part).unwrap_or(whole)
 }
 
 /// From how many streams of `room` on another connection is wanted.

@@ -101,6 +101,8 @@ pub(super) enum Action {
     Close(ConnId),
     /// A waiter has its answer.
     Wake(Waker),
+    /// Drop it: foreign code, which must not run under the lock.
+    Discard(Arc<Cause>),
     /// [`Core::expire`] wants to be called at [`Core::alarm`].
     Alarm,
 }
@@ -281,7 +283,9 @@ impl Core {
             self.forgotten.remove(&mut self.hosts, oldest);
             self.starved.remove(&mut self.hosts, oldest);
             self.names.remove(&mut self.hosts, oldest);
-            self.hosts.remove(oldest);
+            let host = self.hosts.remove(oldest);
+            let cause = host.and_then(|host| host.last_error);
+            self.actions.extend(cause.map(Action::Discard));
         }
     }
 

@@ -289,6 +289,12 @@ impl<T, L: Through<T>> List<T, L> {
         self.len -= 1;
     }
 
+    /// The entry behind `id`, which is in the list.
+    #[inline]
+    pub(super) fn after(&self, slab: &mut Slab<T>, id: Id<T>) -> Option<Id<T>> {
+        L::link(&mut slab[id]).after
+    }
+
     /// The entries from first to last.
     pub(super) fn iter<'a>(&self, slab: &'a mut Slab<T>) -> impl Iterator<Item = Id<T>> + 'a {
         let mut next = self.first;

@@ -15,6 +15,9 @@ pub(super) struct Need {
     pub(super) spare: usize,
 }
 
+/// How many starved hosts are looked at before a connection is given to a waiter of its own host.
+const LOOKED_AT: usize = 64;
+
 impl Core {
     /// Dials for `host`, or puts it among the starved.
     pub(super) fn want(&mut self, now: Instant, host: HostId) {
@@ -53,7 +56,9 @@ impl Core {
             true => 1.min(limits.connecting),
             false => limits.connecting,
         };
-        let most = limits.per_host + host.draining.min(limits.draining_allowance);
+        let most = limits
+            .per_host
+            .saturating_add(host.draining.min(limits.draining_allowance));
         let allowed = abreast
             .saturating_sub(host.dialling)
             .min(most.saturating_sub(host.open));
@@ -135,9 +140,16 @@ impl Core {
             return false;
         }
         let mine = self.hosts[id].live;
-        let starved: Vec<_> = self.starved.iter(&mut self.hosts).collect();
         let (mut lacking, mut poorer) = (0, false);
-        for other in starved.into_iter().filter(|other| *other != id) {
+        let mut next = self.starved.first();
+        for _ in 0..LOOKED_AT {
+            let Some(other) = next else {
+                break;
+            };
+            next = self.starved.after(&mut self.hosts, other);
+            if other == id {
+                continue;
+            }
             let need = self.need(now, other).waiting;
             let theirs = self.hosts[other].open;
             lacking += need;
@@ -185,13 +197,13 @@ impl Core {
 
     /// How many slots the starved lack, counted as far as it matters.
     fn lacking(&mut self, now: Instant) -> usize {
-        let starved: Vec<_> = self.starved.iter(&mut self.hosts).collect();
         let mut lacking = 0;
-        for host in starved {
+        let mut next = self.starved.first();
+        while let Some(host) = next
+            && lacking <= self.closing
+        {
             lacking += self.need(now, host).waiting;
-            if lacking > self.closing {
-                break;
-            }
+            next = self.starved.after(&mut self.hosts, host);
         }
         lacking
     }

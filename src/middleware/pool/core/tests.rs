@@ -585,17 +585,6 @@ fn a_host_that_refuses_is_not_dialled_without_end_to_have_some_in_hand() {
 }
 
 #[test]
-fn what_was_not_used_was_not_used_again() {
-    let mut world = world(|_| {});
-    let conn = world.idle_one(0);
-    let reused = world.core.counts().reused;
-    assert_eq!(world.acquire(0, false), Ok(conn));
-    assert_eq!(world.core.counts().reused, reused + 1);
-    world.free(0, false);
-    assert_eq!(world.core.counts().reused, reused);
-}
-
-#[test]
 fn a_connection_to_be_kept_begins_its_time_anew() {
     let mut world = world(|limits| {
         limits.min_idle = 1;

@@ -46,6 +46,8 @@ pub(in crate::middleware::pool) enum Answer {
         dial: Option<ConnId>,
         /// How many slots its host had.
         open: usize,
+        /// How many there were in all.
+        total: usize,
     },
     /// The pool shut down.
     Closed,

@@ -501,7 +501,7 @@ impl World {
     pub(super) fn poll(&mut self, ticket: usize) -> Option<Answer> {
         let enrolled = &self.waiters[&ticket];
         let waker = enrolled.waker.clone();
-        match self.core.poll(enrolled.id, &waker) {
+        match self.core.poll(enrolled.id, &mut waker.clone()) {
             Poll::Pending => {
                 assert!(!enrolled.answered, "answered, and no answer is there");
                 None
@@ -546,7 +546,7 @@ impl World {
             let conn = self.leases.remove(at).conn;
             self.given_back(conn, false);
         }
-        self.core.cancel(self.now, enrolled.id);
+        drop(self.core.cancel(self.now, enrolled.id));
         self.carry_out();
     }
 
@@ -755,7 +755,7 @@ impl World {
                         self.answered(ticket);
                     }
                 }
-                Action::Alarm => {}
+                Action::Discard(_) | Action::Alarm => {}
             }
         }
     }
