@@ -20,6 +20,7 @@ use tower_service::Service;
 
 use super::ByPath;
 use crate::Flow;
+use crate::clock::{self, Instant};
 use crate::error::Reason;
 use crate::outcome::GrpcClassifier;
 use crate::pool::connect;
@@ -96,7 +97,8 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct TransportFuture {
         inner: ResponseFuture<TransportBody>,
-        timeout: Duration,
+        timeout: Option<Duration>,
+        start: Instant,
         #[pin]
         sleep: Option<Sleep>,
     }
@@ -319,8 +321,9 @@ where
         let req = req.map(|body| body.map_err(Into::into).boxed_unsync());
         TransportFuture {
             inner: self.pool.call(req),
-            timeout: self.timeout.unwrap_or(Duration::MAX),
-            sleep: self.timeout.map(tokio::time::sleep),
+            timeout: self.timeout,
+            start: clock::now(),
+            sleep: None,
         }
     }
 }
@@ -347,22 +350,25 @@ impl Future for TransportFuture {
     type Output = Result<Response<ResponseBody>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         if let Poll::Ready(result) = Pin::new(this.inner).poll(cx) {
             return Poll::Ready(result.map_err(Into::into));
         }
-        match this.sleep.as_pin_mut() {
-            None => Poll::Pending,
-            Some(sleep) => {
-                ready!(sleep.poll(cx));
-                let message = format!(
-                    "no answer within {:?}; raise request_timeout, or give the request less to do",
-                    this.timeout
-                );
-                let rejection = Rejection::new("transport", Reason::Deadline, message);
-                Poll::Ready(Err(rejection.into()))
-            }
+        let Some(timeout) = *this.timeout else {
+            return Poll::Pending;
+        };
+        if this.sleep.is_none() {
+            let left = timeout.saturating_sub(clock::now().saturating_duration_since(*this.start));
+            this.sleep.set(Some(tokio::time::sleep(left)));
         }
+        if let Some(sleep) = this.sleep.as_pin_mut() {
+            ready!(sleep.poll(cx));
+        }
+        let message = format!(
+            "no answer within {timeout:?}; raise request_timeout, or give the request less to do"
+        );
+        let rejection = Rejection::new("transport", Reason::Deadline, message);
+        Poll::Ready(Err(rejection.into()))
     }
 }
 

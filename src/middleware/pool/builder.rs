@@ -129,7 +129,9 @@ impl<C> Builder<C> {
     }
 
     /// 512 connections (default) are open at most. A connection counts from the beginning of its dial until its socket
-    /// is dropped, whatever happens in between.
+    /// is dropped, whatever happens in between. What the connector does within one dial is its own: happy eyeballs, as
+    /// those of [`connect`](super::connect) do, try a second address while the first is silent, so that for a moment
+    /// two sockets are connecting for one connection. hyper-util's `set_happy_eyeballs_timeout(None)` tries them in turn.
     ///
     /// # Panics
     ///
@@ -240,7 +242,7 @@ impl<C> Builder<C> {
 
     /// 100 ms to 10 s (default) is how long a host is left alone after a dial to it failed, doubling with each failure.
     /// Requests meanwhile fail at once unless an open connection can serve them, and then one dial goes ahead of the
-    /// others. A `first` of zero dials again at once.
+    /// others. With a `first` of zero a request that nothing else can serve dials again at once.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.limits.backoff = (first, longest.max(first));
         self
@@ -252,7 +254,7 @@ impl<C> Builder<C> {
         self
     }
 
-    /// 10 seconds (default) is how long a request waits for a connection.
+    /// 10 seconds (default) is how long a request waits for a connection; one that is tried again waits anew.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.limits.acquire = timeout;
         self
@@ -304,7 +306,8 @@ impl<C> Builder<C> {
         self
     }
 
-    /// No host (default), or so many, have series of their own in `http_client_open_connections`; the rest is `other`.
+    /// No host (default), or the first so many, have series of their own in `http_client_open_connections`; the rest is
+    /// `other`.
     ///
     /// # Panics
     ///
@@ -354,6 +357,8 @@ impl<C> Builder<C> {
     }
 
     /// The pool. Nothing is dialled before somebody asks.
+    ///
+    /// Its requests are to be sent within a tokio runtime that has time and IO.
     pub fn build<B>(self) -> ConnPool<B>
     where
         C: Service<Uri> + Clone + Send + 'static,

@@ -119,7 +119,7 @@ where
                 request::for_http1(&mut req, &connection.origin, proxied);
             }
             Version::Http2 if req.method() == Method::CONNECT => request::for_connect(&mut req),
-            Version::Http2 => {}
+            Version::Http2 => request::without_user(&mut req),
         }
         match lease.send(req) {
             Ok(()) => State::Sent(lease),

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +26,8 @@ struct Rare {
     dials: BTreeMap<(&'static str, &'static str), Buckets>,
     lives: Buckets,
     requests: Buckets,
+    /// The hosts that have series of their own.
+    named: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,7 @@ impl Default for Measures {
                 waits: BTreeMap::new(),
                 dials: BTreeMap::new(),
                 lives: Buckets::new(lives()),
+                named: BTreeSet::new(),
                 requests: Buckets::new(Bounds::whole([
                     1.0, 2.0, 5.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0,
                 ])),
@@ -105,6 +108,12 @@ impl Measures {
         let mut rare = self.lock();
         rare.lives.add(now.saturating_duration_since(gone.since));
         rare.requests.count(gone.requests);
+    }
+
+    /// Whether `host` has series of its own, as the first `most` have.
+    fn names(&self, host: String, most: usize) -> bool {
+        let named = &mut self.lock().named;
+        named.contains(&host) || (named.len() < most && named.insert(host))
     }
 
     fn lock(&self) -> MutexGuard<'_, Rare> {
@@ -185,21 +194,23 @@ fn open<B: Send + 'static>(shared: &Shared<B>, stats: &Stats, families: &mut Fam
     let mut series = Vec::new();
     let hosts = match named {
         0 => Vec::new(),
-        _ => shared.lock().core.views(clock::now(), named),
+        _ => shared.lock().core.views(clock::now(), usize::MAX),
     };
     for host in &hosts {
         let counts = [host.gauges.idle, host.gauges.active + host.gauges.draining];
+        // Who has series keeps them: what is scraped over time stays bounded too.
+        if !shared.measures.names(host.uri.to_string(), named) {
+            continue;
+        }
         let address = host.uri.host().unwrap_or_default().to_owned();
-        let port = host.uri.port_u16();
-        let port = port.unwrap_or(if host.uri.scheme_str() == Some("https") {
-            443
-        } else {
-            80
-        });
+        let scheme = host.uri.scheme_str().unwrap_or_default().to_owned();
+        let own = if scheme == "https" { 443 } else { 80 };
+        let port = host.uri.port_u16().unwrap_or(own);
         for (at, count) in counts.into_iter().enumerate() {
             rest[at] = rest[at].saturating_sub(count);
         }
         let labels = name()
+            .with("url_scheme", scheme)
             .with("server_address", address)
             .with("server_port", port.to_string());
         series.push((labels, counts));
@@ -207,6 +218,7 @@ fn open<B: Send + 'static>(shared: &Shared<B>, stats: &Stats, families: &mut Fam
     let rest_labels = match named {
         0 => name(),
         _ => name()
+            .with("url_scheme", "other")
             .with("server_address", "other")
             .with("server_port", "other"),
     };

@@ -86,8 +86,8 @@
 //!
 //! # Errors
 //!
-//! [`Error`]: which host, what kind ([`ErrorKind`]), how long it waited, in which phase, whether a retry may help, and
-//! the cause as its source. With feature `tonic` a `tonic::Status` is in between, so that callers of a generated client
+//! [`Error`]: which host, what kind ([`ErrorKind`]), the limit that was in the way, how long it waited and in which phase
+//! where it did, whether a retry may help, and the cause as its source. With feature `tonic` a `tonic::Status` is in between, so that callers of a generated client
 //! see UNAVAILABLE or RESOURCE_EXHAUSTED.
 //!
 //! # Metrics
@@ -116,10 +116,12 @@
 //!
 //! # Cost
 //!
-//! A request that finds a connection idle takes the pool's lock once and the connection's twice, spawns nothing, and
-//! boxes hyper's future; its [`Timings`](crate::phases::Timings) are four allocations, which
-//! [`Builder::timings`] saves. **Each connection is one task**, which also runs what hyper would spawn for HTTP/2, and
-//! **a pool with anything to wait for has one more**, which looks at the time. `benches/README.md` has the figures.
+//! A request that finds a connection idle takes the pool's lock twice, to get the connection and to give it back, and that
+//! of the connection as often. It spawns nothing and allocates nothing of its own beyond the entries of its response's
+//! extensions, which [`Builder::timings`] saves. **Each connection is one task**, which also runs what hyper would spawn
+//! for HTTP/2: bodies of requests are polled in it, so that one that blocks or panics does so to its neighbours on the
+//! connection. **A pool with anything to wait for has one more task**, which looks at the time. `benches/README.md` has the
+//! figures.
 //!
 //! # Where in the stack
 //!
@@ -133,8 +135,10 @@
 //!   [`Builder::draining_allowance`] trades the limit for that.
 //! - An HTTP/2 connection is ready when the peer's SETTINGS came, as in gRPC's own implementations. That costs up to a
 //!   round trip on a new connection, and no stream is ever refused for being one too many.
-//! - Two things of HTTP/2 are not counted to their end: the upload of a request whose response ended before it, and
-//!   the tunnel of an extended CONNECT. hyper's own count keeps the peer's limit even then.
+//! - An HTTP/1 connection whose answer was read to its end while its request is still being written closes after a second:
+//!   the peer may have stopped reading, and nothing else would ever end it.
+//! - The upload of a request whose HTTP/2 response ended before it, and the tunnel of a CONNECT, are no streams any more to
+//!   the pool, and hyper's own count keeps the peer's limit. The connection is busy till they end.
 //! - A host whose HTTP/2 connections never fall idle makes no room for others when the pool is full: draining one for them
 //!   would stop its host as long as its longest stream runs, and gain nothing till then. Give the pool more room than it
 //!   has hosts.

@@ -87,7 +87,8 @@ pub(super) fn for_http1<B>(req: &mut Request<B>, origin: &Origin, proxied: bool)
     if req.method() == Method::CONNECT {
         for_connect(req);
     } else if proxied && origin.uri.scheme() == Some(&Scheme::HTTP) {
-        // A proxy that is spoken to directly wants the whole of it.
+        // A proxy that is spoken to directly wants the whole of it, but for user and password.
+        without_user(req);
     } else {
         let path = req.uri_mut();
         *path = match path.path_and_query() {
@@ -97,11 +98,32 @@ pub(super) fn for_http1<B>(req: &mut Request<B>, origin: &Origin, proxied: bool)
     }
 }
 
+/// Takes user and password out of the URI: RFC 9113 8.3.1 wants none in `:authority`.
+pub(super) fn without_user<B>(req: &mut Request<B>) {
+    let authority = req.uri().authority();
+    if authority.is_some_and(|authority| authority.as_str().contains('@')) {
+        let mut parts = std::mem::take(req.uri_mut()).into_parts();
+        parts.authority = parts.authority.map(plain);
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *req.uri_mut() = uri;
+        }
+    }
+}
+
 /// The target of a CONNECT is an authority alone, whatever the version.
 pub(super) fn for_connect<B>(req: &mut Request<B>) {
     if let Some(authority) = req.uri().authority().cloned() {
-        *req.uri_mut() = Uri::from(authority);
+        *req.uri_mut() = Uri::from(plain(authority));
     }
+}
+
+/// `authority` without user and password.
+fn plain(authority: Authority) -> Authority {
+    let plain = match authority.as_str().rsplit_once('@') {
+        Some((_, plain)) => plain.parse().ok(),
+        None => None,
+    };
+    plain.unwrap_or(authority)
 }
 
 /// Undoes what was done to the URI of a request that comes back unsent.

@@ -1,6 +1,8 @@
 //! What each option and method of the pool promises.
 
+use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -565,12 +567,116 @@ async fn a_connection_is_not_returned_before_the_request_body_is_written() {
     drop(host.stream());
     text(response).await;
     let waiter = ask(&pool, get(host.uri("/")));
-    tokio::time::sleep(secs(10)).await;
+    tokio::time::sleep(ms(500)).await;
     assert_eq!(pool.stats().waiting, 1, "half of the exchange still runs");
     upload.send_data("the rest".into()).await.unwrap();
     drop(upload);
     assert_eq!(text(waiter.response().await).await, "hello");
     assert_eq!(host.open.peak(), 1);
+}
+
+/// A peer that answers before it has the request, and then stops reading.
+#[tokio::test(start_paused = true)]
+async fn an_early_answer_keeps_its_slot_for_a_second_at_most() {
+    let net = Network::new();
+    let host = net.host("a.test");
+    let pool: Pool = ConnPool::builder(net.connector())
+        .max_connections_per_host(1)
+        .acquire_timeout(secs(60))
+        .build();
+    for read in [true, false] {
+        let (_upload, body) = Channel::<Bytes, BoxError>::new(8);
+        let response = ask(&pool, post("a", host.uri("/early"), body.boxed()))
+            .response()
+            .await;
+        if read {
+            drop(host.stream());
+            text(response).await;
+        } else {
+            drop(response);
+        }
+        let began = tokio::time::Instant::now();
+        assert_eq!(fetch(&pool, get(host.uri("/"))).await.1, "hello");
+        assert!(began.elapsed() < ms(1_100), "{:?}", began.elapsed());
+    }
+    assert_eq!(host.open.peak(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_whose_answer_is_over_is_not_cut_as_idle() {
+    let net = Network::new();
+    let host = net.host("a.test");
+    host.http2(10);
+    let pool: Pool = ConnPool::builder(net.connector())
+        .max_requests_per_connection(1)
+        .idle_timeout(ms(10))
+        .build();
+    let (mut upload, body) = Channel::<Bytes, BoxError>::new(8);
+    let response = ask(&pool, post("a", host.uri("/early"), body.boxed()))
+        .response()
+        .await;
+    drop(host.stream());
+    text(response).await;
+    tokio::time::sleep(secs(1)).await;
+    assert_eq!((pool.stats().draining, host.alive.now()), (1, 1));
+    upload.send_data("the rest".into()).await.unwrap();
+    drop(upload);
+    tokio::time::sleep(secs(1)).await;
+    assert_eq!((pool.stats().open, host.alive.now()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn for_ever_is_a_lifetime_a_pause_and_a_timeout() {
+    let net = Network::new();
+    let host = net.host("a.test");
+    let pool: Pool = ConnPool::builder(net.connector())
+        .max_lifetime(Duration::MAX, 0.0)
+        .idle_timeout(Duration::MAX)
+        .connect_timeout(Duration::MAX)
+        .acquire_timeout(Duration::MAX)
+        .backoff(Duration::MAX, Duration::MAX)
+        .max_connections_per_host(usize::MAX)
+        .draining_allowance(usize::MAX)
+        .build();
+    assert_eq!(fetch(&pool, get(host.uri("/"))).await.1, "hello");
+    host.dial(Dial::Refuses);
+    pool.close_idle();
+    rest().await;
+    let kinds = [ErrorKind::Connect, ErrorKind::BackingOff];
+    for kind in kinds {
+        let error = ask(&pool, get(host.uri("/"))).error().await;
+        assert_eq!(error.kind(), kind);
+    }
+}
+
+/// A task that lives by its waker alone is dropped with it, and with the task whatever it has of the pool.
+#[tokio::test(start_paused = true)]
+async fn wakers_and_errors_may_use_the_pool_when_they_are_dropped() {
+    struct Nosy(Pool);
+    impl std::task::Wake for Nosy {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            self.0.stats();
+        }
+    }
+    let net = Network::new();
+    let host = net.host("a.test");
+    let pool: Pool = ConnPool::builder(net.connector())
+        .max_connections_per_host(1)
+        .build();
+    let held = ask(&pool, get(host.uri("/hold")));
+    rest().await;
+    let mut waiting = Box::pin(pool.clone().call(get(host.uri("/"))));
+    for _ in 0..3 {
+        let waker = std::task::Waker::from(Arc::new(Nosy(pool.clone())));
+        let mut cx = std::task::Context::from_waker(&waker);
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    }
+    drop(waiting);
+    host.release();
+    text(held.response().await).await;
 }
 
 #[tokio::test(start_paused = true)]

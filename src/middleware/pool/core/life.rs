@@ -13,6 +13,9 @@ use crate::base::phases::Phase;
 /// The shortest pause after a connection was lost before anybody had used it.
 const REFILL: Duration = Duration::from_millis(100);
 
+/// As good as for ever, and within what a clock can add.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3_600);
+
 impl Core {
     /// A dial succeeded, with `room` for so many streams at a time.
     pub(in crate::middleware::pool) fn connected(
@@ -112,6 +115,7 @@ impl Core {
         if host.retry_at.is_none_or(|at| at <= now) {
             let (least, most) = self.limits.backoff;
             let pause = least.saturating_mul(1 << host.failures.min(20)).min(most);
+            let pause = pause.min(FOR_EVER);
             // Whoever waits has other connections to wait for: no hurry, whatever the settings.
             let pause = match host.live {
                 0 => pause,
