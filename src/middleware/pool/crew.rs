@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use futures_util::stream::FuturesUnordered;
 use hyper::rt::Executor;
 
 /// The executor of an HTTP/2 connection: what hyper would spawn runs inside the connection's own task. Dropping that task
@@ -44,17 +45,21 @@ where
     fn execute(&self, future: F) {
         let mut hired = self.lock();
         let work = match hired.spare.pop() {
-            Some(spare) => Place::reuse(spare, future).unwrap_or_else(Place::new),
-            None => Place::new(future),
+            Some(spare) => Place::reuse(spare, future).unwrap_or_else(Place::boxed),
+            None => Place::boxed(future),
         };
         hired.new.push(Job(Some(work)));
     }
 }
 
 impl Crew {
-    /// Puts those that came since the last time into `jobs`, which is empty.
-    pub(super) fn swap(&self, jobs: &mut Vec<Job>) {
-        mem::swap(&mut self.lock().new, jobs);
+    /// Puts those that came since the last time among `jobs`. Whether there were any.
+    pub(super) fn join(&self, jobs: &mut FuturesUnordered<Job>) -> bool {
+        // That polls nothing: nobody asks for the lock meanwhile.
+        let mut hired = self.lock();
+        let any = !hired.new.is_empty();
+        jobs.extend(hired.new.drain(..));
+        any
     }
 
     /// Keeps the memory of a job that is done.
@@ -85,7 +90,7 @@ impl std::fmt::Debug for Hired {
 // ===== impl Job =====
 
 impl<F: Future<Output = ()> + Send + 'static> Place<F> {
-    fn new(future: F) -> Box<dyn Work> {
+    fn boxed(future: F) -> Box<dyn Work> {
         Box::new(Self(Box::pin(Some(future))))
     }
 

@@ -34,8 +34,6 @@ pub(super) struct Http2<C> {
     conn: Option<C>,
     crew: Crew,
     work: FuturesUnordered<Job>,
-    /// Empty between polls.
-    hired: Vec<Job>,
 }
 
 // ===== impl Http1 =====
@@ -93,7 +91,6 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
             conn: Some(conn),
             crew,
             work: FuturesUnordered::new(),
-            hired: Vec::new(),
         }
     }
 
@@ -112,11 +109,9 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Http2<C> {
                 self.conn = None;
                 ended = Some(result);
             }
-            self.crew.swap(&mut self.hired);
-            if self.hired.is_empty() {
+            if !self.crew.join(&mut self.work) {
                 break;
             }
-            self.work.extend(self.hired.drain(..));
         }
         (ended, self.conn.is_none() && self.work.is_empty())
     }
