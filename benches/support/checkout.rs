@@ -1,14 +1,16 @@
 //! What it costs to take something out of a pool and give it back: on one thread, and on two that have a processor each.
 
 use std::hint::black_box;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Barrier, Mutex};
+use std::time::Instant;
 
 use http::Uri;
 use tokio::runtime::Runtime;
 use tower_flow::pool::ConnPool;
 use tower_flow::pool::bench::Checkout;
 
-use super::{allocations, median, on};
+use super::{allocations, median, on, pin};
 
 /// Times on each thread.
 const TIMES: usize = 20_000;
@@ -57,7 +59,7 @@ impl Ways {
                 work();
                 allocated[way] = allocations() - before;
                 let alone_took = on(1, TIMES, work);
-                let together_took = if both { on(2, TIMES, work) } else { f64::NAN };
+                let together_took = if both { self.together(way) } else { f64::NAN };
                 // The first two warm up.
                 if round >= 2 {
                     alone[way].push(alone_took);
@@ -72,6 +74,31 @@ impl Ways {
             allocations: allocated as f64 / TIMES as f64,
         })
         .collect()
+    }
+
+    /// What each of two workers needs, the slower one's. Who is done goes on until the other is: alone, that one would be
+    /// faster.
+    fn together(&self, way: usize) -> f64 {
+        let (begin, done) = (Barrier::new(2), AtomicUsize::new(0));
+        let worker = &|n: usize| {
+            pin(n);
+            begin.wait();
+            let start = Instant::now();
+            for _ in 0..10 {
+                self.works[way](TIMES);
+            }
+            let took = start.elapsed();
+            done.fetch_add(1, Relaxed);
+            while done.load(Relaxed) < 2 {
+                self.works[way](TIMES / 100);
+            }
+            took.as_secs_f64() * 1e9 / (10 * TIMES) as f64
+        };
+        std::thread::scope(|scope| {
+            let workers = [0, 1].map(|n| scope.spawn(move || worker(n)));
+            let took = workers.map(|worker| worker.join().expect("a worker only calls"));
+            took[0].max(took[1])
+        })
     }
 
     /// Measures them and prints a table.
