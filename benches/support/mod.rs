@@ -1,4 +1,6 @@
-//! What both benches use: a counting allocator, a gRPC service in memory, and a loop that drives calls to their end.
+//! What the benches use: a counting allocator, a gRPC service in memory, and a loop that drives calls to their end.
+
+#![allow(dead_code)] // Each of them uses a part.
 
 pub mod checkout;
 pub mod plain;

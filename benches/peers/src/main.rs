@@ -12,8 +12,6 @@ mod layers;
 mod paths;
 mod pool;
 mod shed;
-// The other benches use the rest.
-#[allow(dead_code)]
 #[path = "../../support/mod.rs"]
 mod support;
 

@@ -33,7 +33,11 @@ pub fn print() {
         yes(ours.alone <= 300.0),
         ours.alone
     );
-    println!("| no allocation | {}: {:.1} |", yes(ours.allocations == 0.0), ours.allocations);
+    println!(
+        "| no allocation | {}: {:.1} |",
+        yes(ours.allocations == 0.0),
+        ours.allocations
+    );
     let least = peers.iter().map(|peer| peer.together);
     let least = least.fold(f64::MAX, f64::min);
     println!(
@@ -80,7 +84,9 @@ impl deadpool::managed::Manager for Nothing {
 }
 
 fn bb8(ways: &mut Ways, runtime: &Runtime, name: &str, test: bool) {
-    let builder = bb8::Pool::builder().max_size(SIZE as u32).min_idle(SIZE as u32);
+    let builder = bb8::Pool::builder()
+        .max_size(SIZE as u32)
+        .min_idle(SIZE as u32);
     let pool = runtime.block_on(builder.test_on_check_out(test).build(Nothing));
     let pool = pool.expect("nothing to fail");
     let handle = runtime.handle().clone();
