@@ -17,7 +17,7 @@ mod published;
 mod report;
 mod resilience;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, clippy::type_complexity)]
+#[allow(clippy::type_complexity)]
 mod support;
 mod targets;
 

@@ -13,6 +13,9 @@ use super::super::waiter::Waiter;
 use super::super::*;
 use crate::base::clock;
 
+/// A connection as the core lists it.
+type Listed = (ConnId, Stage, HostId, bool, Version, Instant);
+
 pub(super) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
@@ -80,7 +83,7 @@ impl Step {
             540..575 => Self::Failed(a, b % 2 == 1),
             575..600 => Self::Gone(a, b),
             600..700 => Self::Buried(a),
-            700..850 => Self::Free(a, b % 8 != 0),
+            700..850 => Self::Free(a, !b.is_multiple_of(8)),
             850..870 => Self::Leave(a),
             870..890 => Self::Limited(a, b),
             890..940 => Self::Time(a),
@@ -273,7 +276,7 @@ impl World {
                         // Most hosts speak one protocol.
                         0 => Version::Http2,
                         1 => Version::Http1,
-                        _ if self.conns[&conn].book % 2 == 0 => Version::Http1,
+                        _ if self.conns[&conn].book.is_multiple_of(2) => Version::Http1,
                         _ => Version::Http2,
                     };
                     self.connected(conn, version, 1 + usize::from(how / 8 % 4));
@@ -1031,7 +1034,7 @@ impl World {
                 assert_eq!(conn.since, known.since);
             }
         }
-        let conns: Vec<(ConnId, Stage, HostId, bool, Version, Instant)> = core
+        let conns: Vec<Listed> = core
             .conns
             .iter()
             .map(|(id, conn)| {
@@ -1046,9 +1049,7 @@ impl World {
                 )
             })
             .collect();
-        let count = |is: &dyn Fn(&(ConnId, Stage, HostId, bool, Version, Instant)) -> bool| {
-            conns.iter().filter(|conn| is(conn)).count()
-        };
+        let count = |is: &dyn Fn(&Listed) -> bool| conns.iter().filter(|conn| is(conn)).count();
         assert!(!core.settling);
         assert_eq!(core.dialling, count(&|conn| conn.1 == Stage::Dialling));
         assert_eq!(core.closing, count(&|conn| conn.1 == Stage::Closing));
@@ -1070,7 +1071,7 @@ impl World {
             let entry = &core.hosts[host];
             assert_eq!(entry.open, count(&|conn| conn.2 == host));
             assert_eq!(entry.dialling, of(Stage::Dialling));
-            let live = |conn: &(ConnId, Stage, HostId, bool, Version, Instant)| {
+            let live = |conn: &Listed| {
                 conn.2 == host && matches!(conn.1, Stage::Idle | Stage::Busy) && !conn.3
             };
             assert_eq!(entry.live, count(&live));
