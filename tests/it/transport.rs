@@ -116,4 +116,11 @@ async fn over_tls_it_speaks_what_was_negotiated_and_trusts_whom_it_is_told() {
     assert_eq!(response.version(), http::Version::HTTP_2);
     let timings = response.extensions().get::<Timings>().unwrap();
     assert!(timings.tls().is_some() && timings.handshake().is_some());
+    let stats = transport.pool().stats();
+    let told = |name: &str| stats.phases.iter().find(|told| told.phase == name);
+    for phase in ["wait", "dns", "connect", "tls", "handshake", "total"] {
+        let told = told(phase).unwrap_or_else(|| panic!("{phase} of {:?}", stats.phases));
+        assert_eq!(told.count, 1, "{phase}");
+    }
+    assert!(told("total").unwrap().mean >= timings.tls().unwrap());
 }

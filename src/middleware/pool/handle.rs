@@ -7,7 +7,7 @@ use http::Uri;
 use super::core::Limits;
 use super::metrics;
 use super::shared::Shared;
-use super::stats::{HostStats, Stats};
+use super::stats::{HostStats, PhaseStats, Stats};
 use crate::base::clock;
 use crate::base::error::BoxError;
 use crate::base::inspect::{Inspect, Knob, Value};
@@ -170,7 +170,15 @@ impl Inspect for PoolHandle {
 
     fn snapshot(&self) -> Value {
         let stats = self.stats();
+        let phase = |phase: &PhaseStats| {
+            Value::map([
+                ("phase", phase.phase.into()),
+                ("count", phase.count.into()),
+                ("mean", phase.mean.into()),
+            ])
+        };
         let hosts = self.hosts().into_iter().map(|host| {
+            let ratio = host.reuse_ratio();
             Value::map([
                 ("host", host.host.into()),
                 ("open", host.open.into()),
@@ -183,6 +191,7 @@ impl Inspect for PoolHandle {
                 ("waiting", host.waiting.into()),
                 ("requests", host.requests.into()),
                 ("reused", host.reused.into()),
+                ("reuse_ratio", ratio.into()),
                 ("oldest", host.oldest.map_or(Value::Null, Value::from)),
                 (
                     "last_error",
@@ -207,6 +216,7 @@ impl Inspect for PoolHandle {
             ("reused", stats.reused.into()),
             ("reuse_ratio", stats.reuse_ratio().into()),
             ("retried", stats.retried.into()),
+            ("phases", Value::list(stats.phases.iter().map(phase))),
             ("hosts_known", stats.hosts.into()),
             ("hosts", Value::list(hosts)),
         ])

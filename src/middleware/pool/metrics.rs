@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::core::{Answer, Cause, CloseReason, Gone};
 use super::shared::Shared;
-use super::stats::Stats;
+use super::stats::{PhaseStats, Stats};
 use crate::base::clock::{self, Instant};
 use crate::base::metrics::{Families, Histogram, Kind, Labels};
 use crate::base::phases::{Dial, Phase};
@@ -110,6 +110,21 @@ impl Measures {
         rare.requests.count(gone.requests);
     }
 
+    /// The means of what went well.
+    pub(super) fn phases(&self) -> Vec<PhaseStats> {
+        let rare = self.lock();
+        let waits = rare.waits.get("granted").map(|waits| ("wait", waits));
+        let dials = rare
+            .dials
+            .iter()
+            .filter_map(|((phase, result), dials)| (*result == "ok").then_some((*phase, dials)));
+        waits
+            .into_iter()
+            .chain(dials)
+            .map(|(phase, buckets)| buckets.mean(phase))
+            .collect()
+    }
+
     /// Whether `host` has series of its own, as the first `most` have.
     fn names(&self, host: String, most: usize) -> bool {
         let named = &mut self.lock().named;
@@ -138,6 +153,16 @@ impl Buckets {
     fn count(&mut self, value: u64) {
         self.counts[self.bounds.index(value)] += 1;
         self.sum += value as f64;
+    }
+
+    fn mean(&self, phase: &'static str) -> PhaseStats {
+        let count = self.counts.iter().sum();
+        let mean = Duration::try_from_secs_f64(self.sum / count as f64);
+        PhaseStats {
+            phase,
+            count,
+            mean: mean.unwrap_or_default(),
+        }
     }
 
     fn histogram(&self) -> Histogram {

@@ -183,4 +183,4 @@ pub use handle::{PoolHandle, PoolSignal};
 pub use io::Held;
 pub use service::{ConnPool, Unfinished};
 pub use shared::Slot;
-pub use stats::{HostStats, Stats};
+pub use stats::{HostStats, PhaseStats, Stats};

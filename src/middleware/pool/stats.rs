@@ -55,7 +55,22 @@ pub struct Stats {
     pub rejected_backing_off: u64,
     /// Requests refused since the pool shut down.
     pub rejected_closed: u64,
+    /// How long the phases of dials took that succeeded, `total` among them, and how long requests waited that did not
+    /// find a connection at once (`wait`).
+    pub phases: Vec<PhaseStats>,
     pub(super) closed: [u64; 12],
+}
+
+/// How long one phase took, since the pool was built.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct PhaseStats {
+    /// `wait`, `dns`, `connect`, `tls`, `handshake` or `total`.
+    pub phase: &'static str,
+    /// How often it was gone through.
+    pub count: u64,
+    /// How long it took on average.
+    pub mean: Duration,
 }
 
 /// The numbers of one host at one moment.
@@ -125,6 +140,7 @@ impl Stats {
             rejected_timeout: counts.rejected_timeout,
             rejected_backing_off: counts.rejected_backing_off,
             rejected_closed: counts.rejected_closed,
+            phases: shared.measures.phases(),
             closed: counts.closed,
         }
     }
@@ -144,6 +160,14 @@ impl Stats {
 }
 
 impl HostStats {
+    /// The part of its requests that got a connection that had carried others; 0 before the first.
+    pub fn reuse_ratio(&self) -> f64 {
+        match self.requests {
+            0 => 0.0,
+            requests => self.reused as f64 / requests as f64,
+        }
+    }
+
     pub(super) fn of(view: HostView) -> Self {
         Self {
             host: view.uri.to_string().trim_end_matches('/').to_owned(),
