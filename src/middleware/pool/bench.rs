@@ -7,10 +7,11 @@ use std::sync::Arc;
 use http::Uri;
 
 use super::builder::Builder;
+use super::connection::Connection;
 use super::core::Version;
 use super::driver::unless_stopped;
 use super::error::Error;
-use super::shared::{Asked, Connection, Dialler, Shared};
+use super::shared::{Asked, Dialler, Shared};
 use super::warm::warm;
 use crate::base::clock;
 

@@ -14,13 +14,14 @@ use hyper_util::rt::TokioTimer;
 use tower_service::Service;
 
 use super::Protocol;
+use super::connection::{Connection, Made, Slot};
 use super::core::{Cause, Version};
 use super::crew::Crew;
 use super::driver::{Http1, Http2, unless_stopped};
 use super::error::Plain;
 use super::io::Held;
 use super::sender::Sender;
-use super::shared::{Connection, Dialler, Made, Slot};
+use super::shared::Dialler;
 use crate::base::clock;
 use crate::base::error::BoxError;
 use crate::base::phases::Phase;

@@ -11,10 +11,10 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, Stream};
 use tokio::time::{Sleep, sleep};
 
+use super::connection::Connection;
 use super::core::CloseReason;
 use super::crew::{Crew, Job};
 use super::link::Turn;
-use super::shared::Connection;
 use crate::base::clock;
 
 /// Drives an HTTP/1 connection to its end.

@@ -10,11 +10,12 @@ use http::{Method, Request, Response, Version as HttpVersion};
 use http_body::Body;
 
 use super::body::ResponseBody;
+use super::connection::{Connection, name_of};
 use super::core::{self, Refusal, Reused, Version, WaiterId};
 use super::error::Error;
 use super::lease::Lease;
 use super::request;
-use super::shared::{Asked, Connection, Shared, name_of};
+use super::shared::{Asked, Shared};
 use crate::base::clock::{self, Instant, Moment};
 use crate::base::error::BoxError;
 use crate::base::phases::{Phase, Timings};

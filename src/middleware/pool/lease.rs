@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use http::Request;
 use http_body::Body;
 
+use super::connection::Connection;
 use super::core::{CloseReason, Reused, Version};
 use super::sender::{Answered, Kit};
-use super::shared::Connection;
 use crate::base::clock::{self, Moment};
 use crate::base::error::BoxError;
 use crate::base::phases::Timings;

@@ -6,8 +6,8 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Uri, header};
 use rustc_hash::FxHasher;
 
+use super::connection::Origin;
 use super::core::HostKey;
-use super::shared::Origin;
 
 /// What tells the request's host apart.
 #[inline]

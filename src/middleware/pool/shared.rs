@@ -1,33 +1,27 @@
 //! What all handles of a pool share: the core under its lock, and the doing of what the core decides.
 
-use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
-use http::{HeaderValue, Uri};
-use hyper_util::client::legacy::connect::Connected;
+use http::Uri;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use super::connection::{Connection, Origin};
 use super::core::{
-    Acquired, Action, Cause, CloseReason, ConnId, Core, Grant, HostId, HostKey, Limits, Refusal,
-    Version, WaiterId,
+    Acquired, Action, Cause, ConnId, Core, Grant, HostId, HostKey, Limits, Refusal, WaiterId,
 };
 use super::crew::Crew;
-use super::error::Error;
-use super::events::{Observer, PoolEvents};
+use super::events::PoolEvents;
 use super::keeper::{self, Keeper};
-use super::link::Link;
 use super::metrics::Measures;
 use super::request;
-use super::sender::Sender;
-use crate::base::clock::{self, Instant};
-use crate::base::phases::Dial;
+use crate::base::clock::Instant;
 
 /// Makes the connections: the connector, whatever its type.
 pub(super) trait Dialler<B>: Send + Sync {
@@ -70,52 +64,6 @@ pub(super) struct Locked<B> {
     /// By the place of their `ConnId`; there from the dial until the socket is gone.
     connections: Vec<Option<Arc<Connection<B>>>>,
     pub(super) keeper: Option<Keeper>,
-}
-
-/// What the shell knows of one connection.
-pub(super) struct Connection<B> {
-    pub(super) shared: Arc<Shared<B>>,
-    pub(super) id: ConnId,
-    pub(super) origin: Origin,
-    pub(super) dial: Dial,
-    pub(super) link: Link<Sender<B>>,
-    /// Set before the first request.
-    pub(super) made: OnceLock<Made>,
-    /// The `CloseReason` to give when it goes.
-    ending: AtomicU8,
-}
-
-/// What a dial found.
-#[derive(Debug)]
-pub(super) struct Made {
-    pub(super) version: Version,
-    pub(super) connected: Connected,
-    pub(super) proxied: bool,
-}
-
-/// Where a connection leads.
-#[derive(Debug, Clone)]
-pub(super) struct Origin {
-    /// `scheme://authority/`.
-    pub(super) uri: Uri,
-    /// As errors say it.
-    pub(super) name: Arc<str>,
-    /// The `Host` header of requests that have none.
-    pub(super) header: Option<HeaderValue>,
-}
-
-/// The slot of a connection of a [`ConnPool`](super::ConnPool): free when the last clone is dropped. The IO has one, in
-/// [`Held`](super::Held), and its dial until it has told what it came to.
-#[derive(Clone)]
-pub struct Slot {
-    _holder: Arc<Holder>,
-}
-
-struct Holder(Arc<dyn Gone>);
-
-/// Is told that its socket is no more.
-trait Gone: Send + Sync {
-    fn gone(&self);
 }
 
 /// One of the pool's tasks; dropped when the task is.
@@ -377,6 +325,11 @@ impl<B> Locked<B> {
         let connection = self.connections.get(conn.index())?.as_ref()?;
         (connection.id == conn).then(|| connection.clone())
     }
+
+    pub(super) fn forget(&mut self, conn: ConnId) -> Option<Arc<Connection<B>>> {
+        let place = self.connections.get_mut(conn.index())?;
+        place.take_if(|connection| connection.id == conn)
+    }
 }
 
 impl<B> Drop for Task<B> {
@@ -385,141 +338,4 @@ impl<B> Drop for Task<B> {
         self.0.tasks.fetch_sub(1, Ordering::Release);
         self.0.ended.notify_waiters();
     }
-}
-
-// ===== impl Connection =====
-
-impl<B: Send + 'static> Connection<B> {
-    fn new(shared: Arc<Shared<B>>, id: ConnId, origin: Origin) -> Self {
-        let now = clock::now();
-        let dial = match &shared.options.events {
-            None => Dial::new(now),
-            Some(events) => {
-                let observer = Observer::new(events.clone(), origin.name.clone());
-                Dial::observed(now, Arc::new(observer))
-            }
-        };
-        Self {
-            shared,
-            id,
-            origin,
-            dial,
-            link: Link::new(),
-            made: OnceLock::new(),
-            ending: AtomicU8::new(CloseReason::Peer as u8),
-        }
-    }
-
-    /// Its slot, which the caller gives to the IO.
-    pub(super) fn slot(self: &Arc<Self>) -> Slot {
-        Slot {
-            _holder: Arc::new(Holder(self.clone())),
-        }
-    }
-
-    /// Why it will go, unless the core knows better.
-    pub(super) fn ends(&self, reason: CloseReason) {
-        self.ending.store(reason as u8, Ordering::Relaxed);
-    }
-
-    /// A request on it is over.
-    pub(super) fn free(&self, used: bool) {
-        self.free_at(clock::now(), used);
-    }
-
-    #[inline]
-    pub(super) fn free_at(&self, now: Instant, used: bool) {
-        let Some(events) = &self.shared.options.events else {
-            self.shared.event(|core| core.free(now, self.id, used));
-            return;
-        };
-        let idles = self.shared.event(|core| {
-            core.free(now, self.id, used);
-            core.idles(self.id)
-        });
-        if idles {
-            events.put_idle_conn(&self.origin.name);
-        }
-    }
-
-    pub(super) fn multiplexed(&self) -> bool {
-        let made = self.made.get();
-        made.is_some_and(|made| made.version == Version::Http2)
-    }
-
-    /// A stream ended while there is work beside the streams: if it was the last, the connection is idle when that is
-    /// done.
-    pub(super) fn trail(&self) {
-        let now = clock::now();
-        let last = self.shared.event(|core| core.trail(now, self.id));
-        if last && self.link.trails() {
-            self.trailed();
-        }
-    }
-
-    /// There is no work any more beside the streams.
-    pub(super) fn trailed(&self) {
-        let now = clock::now();
-        self.shared.event(|core| core.trailed(now, self.id));
-    }
-
-    pub(super) fn host(&self) -> Arc<str> {
-        self.origin.name.clone()
-    }
-}
-
-impl<B: Send + 'static> Gone for Connection<B> {
-    fn gone(&self) {
-        self.link.end();
-        let reason = CloseReason::ALL[usize::from(self.ending.load(Ordering::Relaxed))];
-        let now = clock::now();
-        let mut locked = self.shared.lock();
-        let place = locked.connections.get_mut(self.id.index());
-        let entry = place.and_then(|place| place.take_if(|entry| entry.id == self.id));
-        let gone = locked.core.gone(now, self.id, reason);
-        let over = locked.core.over();
-        self.shared.carry_out(locked);
-        drop(entry);
-        if let Some(gone) = gone {
-            self.shared.measures.gone(&gone, now);
-            if let Some(events) = &self.shared.options.events {
-                events.closed(&self.origin.name, gone.reason);
-            }
-        }
-        if over {
-            self.shared.ended.notify_waiters();
-            self.shared.ring_keeper();
-        }
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        self.0.gone();
-    }
-}
-
-impl fmt::Debug for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Slot")
-    }
-}
-
-// ===== impl Origin =====
-
-impl Origin {
-    fn new(uri: Uri) -> Self {
-        let name = uri.to_string();
-        Self {
-            header: request::host_header(&uri),
-            name: name.trim_end_matches('/').into(),
-            uri,
-        }
-    }
-}
-
-/// The error of a host nobody has a connection to yet.
-pub(super) fn name_of(uri: &Uri) -> Result<Arc<str>, Error> {
-    let origin = request::origin(uri).ok_or_else(|| Error::uri(uri))?;
-    Ok(origin.to_string().trim_end_matches('/').into())
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use http::Uri;
 
+use super::connection::name_of;
 use super::core::{Acquired, Answer, Core, HostId, Refusal, WaiterId};
 use super::error::Error;
 use super::request;
-use super::shared::{Shared, name_of};
+use super::shared::Shared;
 use crate::base::clock;
 
 struct Warming<'a, B: Send + 'static> {
