@@ -94,6 +94,7 @@ impl Timings {
     }
 
     /// The same, in the memory of `old` if nobody else holds that any more.
+    #[cfg(feature = "pool")]
     pub(crate) fn again(
         old: Option<Self>,
         start: Instant,
