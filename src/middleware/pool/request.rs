@@ -204,4 +204,14 @@ mod tests {
             ("http://[::1]/".into(), "[::1]".into())
         );
     }
+
+    #[test]
+    fn secrets_leave_a_target_before_it_is_sent() {
+        let mut req = Request::get("http://u:p@a:81/x?y").body(()).unwrap();
+        without_user(&mut req);
+        assert_eq!(req.uri(), "http://a:81/x?y");
+        let mut req = Request::connect("http://u:p@a:81").body(()).unwrap();
+        for_connect(&mut req);
+        assert_eq!(req.uri(), "a:81");
+    }
 }

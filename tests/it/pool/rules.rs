@@ -649,6 +649,75 @@ async fn for_ever_is_a_lifetime_a_pause_and_a_timeout() {
     }
 }
 
+/// A connector that cannot be cloned at first.
+struct Skittish<C>(C, Arc<std::sync::atomic::AtomicUsize>);
+
+impl<C: Clone> Clone for Skittish<C> {
+    fn clone(&self) -> Self {
+        let left = &self.1;
+        let panics = left.load(std::sync::atomic::Ordering::Relaxed) > 0;
+        if panics {
+            left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            panic!("no clone of this one");
+        }
+        Self(self.0.clone(), left.clone())
+    }
+}
+
+impl<C: Service<http::Uri>> Service<http::Uri> for Skittish<C> {
+    type Response = C::Response;
+    type Error = C::Error;
+    type Future = C::Future;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Result<(), C::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: http::Uri) -> C::Future {
+        self.0.call(uri)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connector_that_panics_in_its_clone_gives_every_slot_back() {
+    let net = Network::new();
+    let host = net.host("a.test");
+    let connector = Skittish(net.connector(), Arc::new(2.into()));
+    let pool: Pool = ConnPool::builder(connector)
+        .protocol(Protocol::Http1)
+        .max_connections_per_host(2)
+        .backoff(Duration::ZERO, Duration::ZERO)
+        .build();
+    let asked: Vec<_> = (0..2).map(|_| ask(&pool, get(host.uri("/")))).collect();
+    for asked in asked {
+        assert_eq!(asked.error().await.kind(), ErrorKind::Connect);
+    }
+    assert_eq!(fetch(&pool, get(host.uri("/"))).await.1, "hello");
+    assert_eq!((pool.stats().dialling, pool.stats().open), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_hosts_have_series_and_keep_them() {
+    let net = Network::new();
+    let flow = tower_flow::Flow::new("caller");
+    let pool: Pool = ConnPool::builder(net.connector())
+        .host_metrics(1)
+        .attach(&flow)
+        .build();
+    for name in ["a.test", "b.test", "c.test"] {
+        fetch(&pool, get(net.host(name).uri("/"))).await;
+        let text = flow.encode(tower_flow::metrics::Format::Classic);
+        let text = String::from_utf8(text).unwrap();
+        let series = |host: &str| text.matches(&format!("server_address=\"{host}\"")).count();
+        assert_eq!((series("a.test"), series(name).max(2)), (2, 2), "{text}");
+        assert_eq!(series("b.test") + series("c.test"), 0, "{text}");
+        pool.close_idle();
+        rest().await;
+        // Idle or not, whoever had series has them again.
+        fetch(&pool, get(net.host("a.test").uri("/"))).await;
+    }
+}
+
 /// A task that lives by its waker alone is dropped with it, and with the task whatever it has of the pool.
 #[tokio::test(start_paused = true)]
 async fn wakers_and_errors_may_use_the_pool_when_they_are_dropped() {
