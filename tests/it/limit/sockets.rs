@@ -61,7 +61,18 @@ impl Server {
     }
 }
 
-/// Whether the other end may still write.
+/// Whether the other end may still write. What it wrote before may still be unread.
+#[cfg(target_os = "linux")]
+fn is_open(stream: &std::net::TcpStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut asked = [PollFd::new(stream, gone)];
+    poll(&mut asked, Some(&Timespec::default())).unwrap();
+    !asked[0].revents().intersects(gone)
+}
+
+/// Whether the other end may still write, as far as what it wrote was read.
+#[cfg(not(target_os = "linux"))]
 fn is_open(stream: &std::net::TcpStream) -> bool {
     match stream.peek(&mut [0]) {
         Ok(bytes) => bytes > 0,

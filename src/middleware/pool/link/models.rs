@@ -53,7 +53,7 @@ impl Wire {
             woken: Arc::new(AtomicUsize::new(0)),
         };
         wire.link.open(Sender(wire.ready.clone()));
-        assert!(wire.link.with(|_| ()).is_some());
+        assert!(wire.sends(|_| ()));
         wire
     }
 
@@ -75,6 +75,11 @@ impl Wire {
         if self.link.answered(|_| {}).is_none() {
             self.freed.fetch_add(1, SeqCst);
         }
+    }
+
+    /// Whether something can be sent.
+    fn sends(&self, how: impl FnOnce(&mut Sender)) -> bool {
+        self.link.with((), |sender, ()| how(sender)).is_ok()
     }
 
     fn awaits(&self) {
@@ -133,11 +138,7 @@ fn a_connection_taken_again_as_soon_as_it_is_free_is_freed_once_for_each_request
                 thread::yield_now();
             }
             next.taken.store(false, SeqCst);
-            assert!(
-                next.link
-                    .with(|sender| sender.0.store(false, SeqCst))
-                    .is_some()
-            );
+            assert!(next.sends(|sender| sender.0.store(false, SeqCst)));
         });
         wire.takes();
         driver.join().unwrap();
@@ -171,7 +172,7 @@ fn a_connection_told_to_stop_is_freed_once_at_most_and_its_driver_hears_of_it() 
         if turn != Turn::Stop {
             assert_eq!(wire.woken.load(SeqCst), 1, "it sleeps for ever");
         }
-        assert!(wire.link.with(|_| ()).is_none(), "nothing is sent any more");
+        assert!(!wire.sends(|_| ()), "nothing is sent any more");
         assert!(wire.link.answered(|_| {}).is_some());
         assert_eq!(wire.polled(true), Turn::Stop);
     });
@@ -185,11 +186,36 @@ fn a_connection_that_ended_is_never_free() {
         let driven = wire.clone();
         let driver = thread::spawn(move || {
             driven.link.end();
-            assert!(driven.link.with(|_| ()).is_none());
+            assert!(!driven.sends(|_| ()));
         });
         wire.takes();
         driver.join().unwrap();
         assert_eq!(wire.freed.load(SeqCst), 0);
         assert_eq!(wire.polled(true), Turn::Wait);
+    });
+}
+
+/// HTTP/2: the last stream ends while something beside it goes on, which ends at any moment.
+#[test]
+fn a_connection_that_trails_is_idle_once_when_its_work_is_done() {
+    loom::model(|| {
+        let link = Arc::new(Link::<Sender>::new());
+        let freed = Arc::new(AtomicUsize::new(0));
+        let turn = |link: &Link<Sender>, freed: &AtomicUsize, working| {
+            if link.turn(&mut Context::from_waker(Waker::noop()), working) == Turn::Freed {
+                freed.fetch_add(1, SeqCst);
+            }
+        };
+        turn(&link, &freed, true);
+        let driver = thread::spawn({
+            let (link, freed) = (link.clone(), freed.clone());
+            move || turn(&link, &freed, false)
+        });
+        if !link.working() || link.trails() {
+            freed.fetch_add(1, SeqCst);
+        }
+        driver.join().unwrap();
+        turn(&link, &freed, false);
+        assert_eq!(freed.load(SeqCst), 1);
     });
 }
