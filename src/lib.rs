@@ -25,8 +25,9 @@
 //! Three tiers; arrows point up this list only.
 //!
 //! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`], [`watch`],
-//!   [`deadline`], [`phases`], [`priority`], [`error`], [`clock`];
-//! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`pool`], [`shed`], [`throttle`];
+//!   [`deadline`], [`executor`], [`phases`], [`priority`], [`error`], [`clock`];
+//! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`pool`],
+//!   [`coalesce`], [`shed`], [`throttle`];
 //! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
 //!
 //! # Features
@@ -38,6 +39,7 @@
 //! | `grpc` | [`grpc`] |
 //! | `timing` | [`timing`], [`signal::LatencySignal`] |
 //! | `connection` | [`connection`] |
+//! | `coalesce` | [`coalesce`] |
 //! | `pool` | [`pool`] |
 //! | `tls` | TLS for the pool's connector: rustls with ring |
 //! | `throttle` | [`throttle`] |
@@ -66,10 +68,12 @@ pub use base::error::{BoxError, Rejection};
 pub use base::flow::Flow;
 #[cfg(any(feature = "pool", feature = "timing"))]
 pub use base::phases;
-pub use base::{body, clock, deadline, outcome, priority, signal, stats, watch};
+pub use base::{body, clock, deadline, executor, outcome, priority, signal, stats, watch};
 #[cfg(feature = "metrics")]
 pub use base::{inspect, metrics};
 pub use builder::ServiceBuilderExt;
+#[cfg(feature = "coalesce")]
+pub use middleware::coalesce;
 #[cfg(feature = "connection")]
 pub use middleware::connection;
 #[cfg(feature = "grpc")]

@@ -55,6 +55,14 @@ pub enum Reason {
     Throttled,
     /// The layer is shutting down.
     Closed,
+    /// What it waited for took longer than it may.
+    Timeout,
+    /// What it waited for was given up by whoever began it.
+    Abandoned,
+    /// What it waited for panicked.
+    Panicked,
+    /// It would wait for itself.
+    Recursion,
 }
 
 // ===== impl Rejection =====
@@ -149,6 +157,10 @@ impl Reason {
             Self::Quota => "quota",
             Self::Throttled => "throttled",
             Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::Abandoned => "abandoned",
+            Self::Panicked => "panicked",
+            Self::Recursion => "recursion",
         }
     }
 }

@@ -3,6 +3,7 @@ pub mod body;
 pub mod clock;
 pub mod deadline;
 pub(crate) mod error;
+pub mod executor;
 #[cfg(feature = "metrics")]
 pub(crate) mod flow;
 pub(crate) mod header;

@@ -36,7 +36,16 @@ fn arrows_point_up_only() {
         &mut files,
     );
     assert!(files.len() > 40, "the sources are there");
-    let middleware: Vec<_> = ["timing", "grpc", "connection", "pool", "shed", "throttle"].into();
+    let middleware: Vec<_> = [
+        "timing",
+        "coalesce",
+        "grpc",
+        "connection",
+        "pool",
+        "shed",
+        "throttle",
+    ]
+    .into();
     let stacks = ["crate::builder", "crate::preset", "crate::admin"];
     for (name, text) in &files {
         let code = code(text);

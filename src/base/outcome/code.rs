@@ -160,8 +160,9 @@ impl Code {
     /// quota, UNAVAILABLE for all else.
     pub fn of_reason(reason: Reason) -> Self {
         match reason {
-            Reason::Deadline => DeadlineExceeded,
+            Reason::Deadline | Reason::Timeout => DeadlineExceeded,
             Reason::Quota => ResourceExhausted,
+            Reason::Panicked | Reason::Recursion => Internal,
             _ => Unavailable,
         }
     }
