@@ -1,0 +1,382 @@
+use std::fmt;
+use std::marker::PhantomData;
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower_service::Service;
+
+use super::courier;
+use super::flight::{Asked, Failure, Verdict};
+use super::hub::{Boxed, Hub, Own, Polled};
+use super::key::{KeyBy, Terms};
+use super::map::{Claim, Hashed};
+use super::nest;
+use super::shard::{Bypass, Joined};
+use super::share::Share;
+use super::state::{Cell, OnLeaderDrop, Readiness, State, Time};
+use super::work::{Cabin, Stage};
+use crate::base::clock::{self, Instant};
+use crate::base::error::{BoxError, Reason, Rejection};
+use crate::base::priority::Priority;
+use crate::base::stats::Lease;
+
+pin_project! {
+    /// The response future of [`Coalesce`](super::Coalesce).
+    ///
+    /// It joins a flight when it is first polled, and leaves it when it is dropped.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, Y, P, Req>
+    where
+        S: Service<Req>,
+        Y: KeyBy<Req>,
+    {
+        waiter: Option<Waiter>,
+        // The call of one who goes alone.
+        #[pin]
+        alone: Stage<S, Req>,
+        // What a caller needs to send its own request; gone once it is sent.
+        caller: Option<Caller<S, Y::Key, Req>>,
+        // Ends this caller's wait.
+        patience: Option<Pin<Box<Sleep>>>,
+        terms: Terms,
+        state: Lease<State>,
+        policy: PhantomData<fn() -> P>,
+    }
+
+    impl<S, Y, P, Req> PinnedDrop for ResponseFuture<S, Y, P, Req>
+    where
+        S: Service<Req>,
+        Y: KeyBy<Req>,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(waiter) = this.waiter.take() {
+                (waiter.leave)(this.state, waiter.claim);
+            }
+        }
+    }
+}
+
+/// A caller's place in a flight.
+#[derive(Debug)]
+struct Waiter {
+    claim: Claim,
+    hash: Hashed,
+    /// When it joined, if it follows.
+    since: Option<Instant>,
+    /// Gives the place up; knows the types.
+    leave: fn(&State, Claim),
+}
+
+/// Who has not sent a request yet.
+pub(super) struct Caller<S, K, Req> {
+    pub(super) service: S,
+    pub(super) req: Req,
+    /// `None` for one that goes alone from the start, and for one whose key lies in the table.
+    pub(super) key: Option<(Hashed, K)>,
+    /// Whether the service was found ready.
+    pub(super) ready: bool,
+}
+
+// ===== impl ResponseFuture =====
+
+impl<S, Y, P, Req> ResponseFuture<S, Y, P, Req>
+where
+    S: Service<Req>,
+    Y: KeyBy<Req>,
+{
+    pub(super) fn new(caller: Caller<S, Y::Key, Req>, terms: Terms, state: Lease<State>) -> Self {
+        Self {
+            waiter: None,
+            alone: Stage::Empty,
+            caller: Some(caller),
+            patience: None,
+            terms,
+            state,
+            policy: PhantomData,
+        }
+    }
+}
+
+impl<S, Y, P, Req> Future for ResponseFuture<S, Y, P, Req>
+where
+    S: Service<Req> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+    Req: Send + 'static,
+    Y: KeyBy<Req> + Send + Sync + 'static,
+    P: Share<S::Response, S::Error> + Send + Sync + 'static,
+{
+    type Output = Result<P::Response, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let step = match self.waiter {
+                Some(_) => ready!(self.as_mut().wait(cx)),
+                None if matches!(self.alone, Stage::Empty) => ready!(self.as_mut().join(cx)),
+                None => {
+                    let this = self.project();
+                    let result = ready!(this.alone.poll(cx, |_| {}));
+                    let hub = Hub::<S, Y, P, Req>::of(this.state);
+                    return Poll::Ready(hub.policy.share.alone(result));
+                }
+            };
+            match step {
+                Step::Done(result) => return Poll::Ready(result),
+                Step::Again => {}
+                Step::Alone => self.as_mut().go_alone(),
+            }
+        }
+    }
+}
+
+/// What to do next.
+enum Step<Res> {
+    Done(Result<Res, BoxError>),
+    Again,
+    Alone,
+}
+
+impl<S, Y, P, Req> ResponseFuture<S, Y, P, Req>
+where
+    S: Service<Req> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+    Req: Send + 'static,
+    Y: KeyBy<Req> + Send + Sync + 'static,
+    P: Share<S::Response, S::Error> + Send + Sync + 'static,
+{
+    /// Before anything else: finds the flight of its key, or begins one.
+    fn join(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
+        let this = self.project();
+        let hub = Hub::<S, Y, P, Req>::of(this.state);
+        let caller = this
+            .caller
+            .as_mut()
+            .expect("a response future is not polled after it is done");
+        let Some((hash, key)) = caller.key.take() else {
+            hub.stats.count(Cell::NoKey);
+            return Poll::Ready(Step::Alone);
+        };
+        let mut key = Some(key);
+        let (shard, joined) = hub
+            .map
+            .join(hash, &mut key, this.terms.priority, clock::now);
+        caller.key = key.map(|key| (hash, key));
+        match joined {
+            Joined::Lead(ticket, spare) => {
+                hub.stats.count(Cell::Leaders);
+                let claim = Claim { shard, ticket };
+                *this.waiter = Some(Self::waiter(claim, hash, None));
+                let mut cabin = spare.unwrap_or_else(Cabin::new);
+                if let Some(caller) = this.caller.take() {
+                    cabin
+                        .as_mut()
+                        .board(caller.service, caller.req, caller.ready);
+                }
+                if hub.settings.on_leader_drop == OnLeaderDrop::Detach {
+                    hub.map.detach(claim, cx.waker(), clock::now());
+                    courier::send(hub, claim, hash, cabin, this.terms.priority);
+                    return Poll::Ready(Step::Again);
+                }
+                let asked = this.terms.priority;
+                Self::drive(hub, this.waiter, cabin, true, asked, cx)
+            }
+            Joined::Follow(ticket) => {
+                hub.stats.count(Cell::Followers);
+                let claim = Claim { shard, ticket };
+                if nest::holds(hub.map.address(shard), ticket.id) {
+                    hub.leave(claim);
+                    return Poll::Ready(Step::Done(Err(recursion())));
+                }
+                *this.waiter = Some(Self::waiter(claim, hash, Some(clock::now())));
+                if hub.settings.readiness == Readiness::Eager {
+                    // What was reserved for a call of its own is given back.
+                    caller.service = caller.service.clone();
+                    caller.ready = false;
+                }
+                Poll::Ready(Step::Again)
+            }
+            Joined::Kept(shared) => {
+                hub.stats.count(Cell::Followers);
+                hub.stats.count(Cell::Saved);
+                Poll::Ready(Step::Done(hub.policy.share.join(&shared)))
+            }
+            Joined::Alone(why) => {
+                hub.stats.count(match why {
+                    Bypass::MaxKeys => Cell::MaxKeys,
+                    Bypass::MaxWaiters => Cell::MaxWaiters,
+                    Bypass::Unshareable => Cell::Remembered,
+                });
+                Poll::Ready(Step::Alone)
+            }
+        }
+    }
+
+    /// In a flight: polls it when it is this caller's turn, and takes what comes of it.
+    fn wait(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
+        let this = self.project();
+        let hub = Hub::<S, Y, P, Req>::of(this.state);
+        let waiter = this.waiter.as_ref().expect("asked only of those who wait");
+        let claim = waiter.claim;
+        match hub.map.ask(claim, cx.waker()) {
+            Asked::Drive {
+                work,
+                direct,
+                asked,
+            } => {
+                if let Poll::Ready(step) = Self::drive(hub, this.waiter, work, direct, asked, cx) {
+                    return Poll::Ready(step);
+                }
+            }
+            Asked::Wait { stale } => drop(stale),
+            Asked::Over => return Poll::Ready(Self::land(hub, this.waiter)),
+        }
+        // Whoever has no deadline has no timer.
+        let Some(deadline) = this.terms.deadline else {
+            return Poll::Pending;
+        };
+        let patience = this
+            .patience
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.moment())));
+        ready!(patience.as_mut().poll(cx));
+        hub.stats.count(Cell::Deadline);
+        *this.waiter = None;
+        hub.leave(claim);
+        Poll::Ready(Step::Done(Err(Rejection::new(
+            "coalesce",
+            Reason::Deadline,
+            "the deadline passed before the answer to an equal request came; ask with a later deadline",
+        )
+        .into())))
+    }
+
+    fn waiter(claim: Claim, hash: Hashed, since: Option<Instant>) -> Waiter {
+        Waiter {
+            claim,
+            hash,
+            since,
+            leave: |state, claim| Hub::<S, Y, P, Req>::of(state).leave(claim),
+        }
+    }
+
+    /// Polls the work that is this caller's to poll.
+    fn drive(
+        hub: &Hub<S, Y, P, Req>,
+        waiter: &mut Option<Waiter>,
+        work: Boxed<S, Req>,
+        direct: bool,
+        asked: Priority,
+        cx: &mut Context<'_>,
+    ) -> Poll<Step<P::Response>> {
+        let here = waiter.as_ref().expect("asked only of those who wait");
+        match hub.drive(here.claim, here.hash, work, direct, asked, cx) {
+            Polled::Parked => Poll::Pending,
+            Polled::Over => Poll::Ready(Self::land(hub, waiter)),
+            Polled::Done(result) => {
+                *waiter = None;
+                Poll::Ready(Step::Done(hub.policy.share.alone(result)))
+            }
+        }
+    }
+
+    /// The flight is over.
+    fn land(hub: &Hub<S, Y, P, Req>, waiter: &mut Option<Waiter>) -> Step<P::Response> {
+        let here = waiter.take().expect("asked only of those who wait");
+        let leader = here.claim.ticket.leader;
+        let verdict = hub.map.verdict(here.claim);
+        if let Some(since) = here.since {
+            let took = clock::now().saturating_duration_since(since);
+            hub.stats.record(Time::Wait, took);
+        }
+        let share = &hub.policy.share;
+        Step::Done(match verdict {
+            Verdict::Own(Own::Result(result)) => share.alone(result),
+            Verdict::Own(Own::Panic(payload)) => resume_unwind(payload),
+            Verdict::Take(shared) => {
+                if !leader {
+                    hub.stats.count(Cell::Saved);
+                }
+                match Arc::try_unwrap(shared) {
+                    Ok(shared) => share.last(shared),
+                    Err(shared) => share.join(&shared),
+                }
+            }
+            Verdict::Released => return Step::Alone,
+            Verdict::Anew => return Step::Again,
+            Verdict::Failed(why) => Err(hub.failure(why).into()),
+        })
+    }
+
+    /// Sends its own request.
+    fn go_alone(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        let caller = this.caller.take();
+        let caller = caller.expect("only the leader's request is sent, and nobody releases it");
+        this.alone.set(Stage::Ready {
+            service: caller.service,
+            req: Some(caller.req),
+            ready: caller.ready,
+        });
+        *this.patience = None;
+    }
+}
+
+impl<S, Y, P, Req> fmt::Debug for ResponseFuture<S, Y, P, Req>
+where
+    S: Service<Req>,
+    Y: KeyBy<Req>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture")
+            .field("waiter", &self.waiter)
+            .field("terms", &self.terms)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, Y, P, Req> Hub<S, Y, P, Req>
+where
+    S: Service<Req>,
+    Y: KeyBy<Req>,
+    P: Share<S::Response, S::Error>,
+{
+    /// What those are told whose flight ended without a result.
+    fn failure(&self, why: Failure) -> Rejection {
+        let (reason, message) = match why {
+            Failure::TimedOut => (
+                Reason::Timeout,
+                format!(
+                    "an equal request was not answered within {:?}; retry, or raise flight_timeout",
+                    self.settings.flight_timeout.unwrap_or_default()
+                )
+                .into(),
+            ),
+            Failure::Abandoned => (
+                Reason::Abandoned,
+                "an equal request was given up by its caller; retry, or let on_leader_drop hand over".into(),
+            ),
+            Failure::Panicked => (
+                Reason::Panicked,
+                "an equal request panicked; see where it was sent from".into(),
+            ),
+        };
+        let message: std::borrow::Cow<'static, str> = message;
+        Rejection::new("coalesce", reason, message)
+    }
+}
+
+fn recursion() -> BoxError {
+    Rejection::new(
+        "coalesce",
+        Reason::Recursion,
+        "the answer to this request would wait for itself; send it to the inner service, or give it another key",
+    )
+    .into()
+}

@@ -1,0 +1,116 @@
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::metrics;
+use super::state::{BYPASSES, Cell, ENDS, State};
+use crate::base::clock;
+use crate::base::inspect::{Inspect, Value};
+use crate::base::metrics::Families;
+
+/// Reads a [`CoalesceLayer`](super::CoalesceLayer); cheap to clone.
+#[derive(Debug, Clone)]
+pub struct CoalesceHandle(Arc<State>);
+
+/// The numbers of a layer at one moment.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct CoalesceSnapshot {
+    /// Requests that were sent for all who asked for the same.
+    pub leaders: u64,
+    /// Requests that found one like them under way, or its answer.
+    pub followers: u64,
+    /// Requests that went alone from the start, by why: `no_key`, `max_keys`, `max_waiters`, `unshareable`.
+    pub bypassed: [(&'static str, u64); 4],
+    /// Requests answered by somebody else's call: calls saved.
+    pub shared: u64,
+    /// Calls saved over all requests, 0 to 1.
+    pub saved_ratio: f64,
+    /// How flights, and for `deadline` waits, ended; `handover` and `reissue` are what became of those whose leader left.
+    pub ends: [(&'static str, u64); 11],
+    /// Flights now.
+    pub flights: u64,
+    /// Callers that wait for them now.
+    pub waiters: u64,
+    /// Results kept for a while now.
+    pub kept: u64,
+    /// Keys known for answers that are not to be shared now.
+    pub remembered: u64,
+    /// Readers of shared bodies that were put out, for they held up the others.
+    pub evicted: u64,
+    /// The keys followed most, as hashes, with how often: at most 16, hottest first. Counts may be too great, never too small.
+    pub hottest: Vec<(u64, u64)>,
+}
+
+// ===== impl CoalesceHandle =====
+
+impl CoalesceHandle {
+    pub(super) fn new(state: Arc<State>) -> Self {
+        Self(state)
+    }
+
+    /// The numbers now.
+    pub fn snapshot(&self) -> CoalesceSnapshot {
+        let stats = &self.0.stats;
+        let tally = self.0.tally(clock::now());
+        // What follows from another is read before it.
+        let shared = stats.read(Cell::Saved);
+        let ends = ENDS.map(|(how, cell)| (how, stats.read(cell)));
+        let bypassed = BYPASSES.map(|(why, cell)| (why, stats.read(cell)));
+        let (followers, leaders) = (stats.read(Cell::Followers), stats.read(Cell::Leaders));
+        let all = leaders + followers + bypassed.iter().map(|(_, count)| count).sum::<u64>();
+        CoalesceSnapshot {
+            leaders,
+            followers,
+            bypassed,
+            shared,
+            saved_ratio: shared as f64 / all.max(1) as f64,
+            ends,
+            flights: tally.flights as u64,
+            waiters: tally.waiters as u64,
+            kept: tally.kept as u64,
+            remembered: tally.remembered as u64,
+            evicted: self.0.settings.evicted.load(Ordering::Relaxed),
+            hottest: tally.hot,
+        }
+    }
+}
+
+impl Inspect for CoalesceHandle {
+    fn kind(&self) -> &'static str {
+        "coalesce"
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.0.settings.name)
+    }
+
+    fn snapshot(&self) -> Value {
+        let now = Self::snapshot(self);
+        let counts = |counts: &[(&'static str, u64)]| {
+            Value::map(counts.iter().map(|(name, count)| (*name, (*count).into())))
+        };
+        let hottest = now.hottest.iter().map(|(hash, followers)| {
+            let hash = format!("{hash:016x}");
+            Value::map([("key", hash.into()), ("followers", (*followers).into())])
+        });
+        Value::map([
+            ("leaders", now.leaders.into()),
+            ("followers", now.followers.into()),
+            ("bypassed", counts(&now.bypassed)),
+            ("shared", now.shared.into()),
+            ("saved_ratio", now.saved_ratio.into()),
+            ("ends", counts(&now.ends)),
+            ("flights", now.flights.into()),
+            ("waiters", now.waiters.into()),
+            ("kept", now.kept.into()),
+            ("remembered", now.remembered.into()),
+            ("evicted", now.evicted.into()),
+            ("hottest", Value::list(hottest)),
+        ])
+    }
+
+    fn collect(&self, families: &mut Families) {
+        metrics::collect(&self.0, &Self::snapshot(self), families);
+    }
+}

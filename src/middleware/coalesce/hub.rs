@@ -1,0 +1,356 @@
+use std::any::Any;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+
+use tower_service::Service;
+
+use super::flight::{Cargo, Failure, Others};
+use super::key::{Facts, KeyBy};
+use super::map::{Claim, Hashed, Map, Tally};
+use super::nest;
+use super::shard::{Debris, Left};
+use super::share::{Admit, Share};
+use super::state::{Cell, Hubs, OnLeaderDrop, Settings, State, Stats, Time};
+use super::work::{Cabin, Ring};
+use crate::base::clock::{self, Instant};
+use crate::base::priority::Priority;
+
+/// The flights of one type of service.
+pub(super) struct Hub<S, Y, P, Req>
+where
+    S: Service<Req>,
+    Y: KeyBy<Req>,
+    P: Share<S::Response, S::Error>,
+{
+    pub(super) map: Map<Load<S, Y, P, Req>>,
+    pub(super) policy: Arc<Policy<Y, P>>,
+    pub(super) settings: Settings,
+    pub(super) stats: Arc<Stats>,
+    pub(super) this: Weak<Self>,
+}
+
+/// The layer's functions.
+pub(super) struct Policy<Y, P> {
+    pub(super) key: Arc<Y>,
+    pub(super) share: Arc<P>,
+}
+
+/// What the flights of one type of service carry.
+pub(super) struct Load<S, Y, P, Req>(PhantomData<(S, Y, P, Req)>);
+
+/// What only the leader may have.
+pub(super) enum Own<Res, Err> {
+    /// An answer that is not for others.
+    Result(Result<Res, Err>),
+    /// A panic, to go on where its request came from.
+    Panic(Box<dyn Any + Send>),
+}
+
+/// What came of polling a flight once.
+pub(super) enum Polled<Res, Err> {
+    /// It waits, and so does whoever polled it.
+    Parked,
+    /// It is over; whoever polled it asks for its verdict.
+    Over,
+    /// It was nobody else's, who has left with it.
+    Done(Result<Res, Err>),
+}
+
+/// Work that can be handed round.
+pub(super) type Boxed<S, Req> = Pin<Box<Cabin<S, Req>>>;
+
+impl<S, Y, P, Req> Cargo for Load<S, Y, P, Req>
+where
+    S: Service<Req>,
+    Y: KeyBy<Req>,
+    P: Share<S::Response, S::Error>,
+{
+    type Key = Y::Key;
+    type Work = Boxed<S, Req>;
+    type Shared = P::Shared;
+    type Own = Own<S::Response, S::Error>;
+}
+
+// ===== impl Hub =====
+
+impl<S, Y, P, Req> Hub<S, Y, P, Req>
+where
+    S: Service<Req> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+    Req: Send + 'static,
+    Y: KeyBy<Req> + Send + Sync + 'static,
+    P: Share<S::Response, S::Error> + Send + Sync + 'static,
+{
+    #[inline]
+    pub(super) fn of(state: &State) -> &Self {
+        state.hub(|| Self::new(state))
+    }
+
+    fn new(state: &State) -> Arc<Self> {
+        let threads = std::thread::available_parallelism().map_or(4, usize::from);
+        let policy = state.policy.clone().downcast();
+        Arc::new_cyclic(|this| Self {
+            map: Map::new(state.settings.rules(), threads),
+            policy: policy.expect("a layer makes its policy of its own types"),
+            settings: state.settings.clone(),
+            stats: state.stats.clone(),
+            this: this.clone(),
+        })
+    }
+
+    /// Polls the work of a flight, for a waiter that holds it or for its task.
+    pub(super) fn drive(
+        &self,
+        claim: Claim,
+        hash: Hashed,
+        mut cabin: Boxed<S, Req>,
+        direct: bool,
+        asked: Priority,
+        cx: &mut Context<'_>,
+    ) -> Polled<S::Response, S::Error> {
+        let polled = {
+            let _inside = nest::enter(self.map.address(claim.shard), claim.ticket.id);
+            let cabin = cabin.as_mut();
+            catch_unwind(AssertUnwindSafe(|| {
+                if direct {
+                    self.poll(cabin, asked, false, cx)
+                } else {
+                    self.poll_shared(cabin, claim, asked)
+                }
+            }))
+        };
+        match polled {
+            Ok(Poll::Ready(Some(result))) => self.land(claim, hash, cabin, result),
+            Ok(Poll::Ready(None)) => {
+                self.stats.count(Cell::Timeout);
+                self.fail(claim, None, Failure::TimedOut);
+                self.reuse(claim.shard, cabin);
+                Polled::Over
+            }
+            Ok(Poll::Pending) => {
+                let sent = cabin.sent;
+                let orphan = self.map.park(claim, cabin, sent, cx.waker(), clock::now);
+                match orphan {
+                    Some(orphan) => {
+                        self.reuse(claim.shard, orphan);
+                        Polled::Over
+                    }
+                    None => Polled::Parked,
+                }
+            }
+            Err(payload) => {
+                self.crash(claim, payload);
+                self.reuse(claim.shard, cabin);
+                Polled::Over
+            }
+        }
+    }
+
+    /// Polls the work of a flight that has a task of its own. Whether it is over.
+    pub(super) fn drive_task(
+        &self,
+        claim: Claim,
+        hash: Hashed,
+        cabin: &mut Option<Boxed<S, Req>>,
+        asked: Priority,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let Some(work) = cabin.as_mut() else {
+            return true;
+        };
+        let unsent = work.sent.is_none();
+        let polled = {
+            let _inside = nest::enter(self.map.address(claim.shard), claim.ticket.id);
+            let work = work.as_mut();
+            catch_unwind(AssertUnwindSafe(|| self.poll(work, asked, true, cx)))
+        };
+        if let Ok(Poll::Pending) = polled {
+            if let Some(sent) = work.sent.filter(|_| unsent) {
+                self.map.sent(claim, sent);
+            }
+            return false;
+        }
+        let Some(work) = cabin.take() else {
+            return true;
+        };
+        match polled {
+            Ok(Poll::Ready(Some(result))) => drop(self.land(claim, hash, work, result)),
+            Ok(Poll::Ready(None)) => {
+                self.stats.count(Cell::Timeout);
+                self.fail(claim, None, Failure::TimedOut);
+                self.reuse(claim.shard, work);
+            }
+            Err(payload) => {
+                self.crash(claim, payload);
+                self.reuse(claim.shard, work);
+            }
+            Ok(Poll::Pending) => unreachable!("returned above"),
+        }
+        true
+    }
+
+    /// Polls the work with the waker of all who wait for it.
+    fn poll_shared(
+        &self,
+        mut cabin: Pin<&mut Cabin<S, Req>>,
+        claim: Claim,
+        asked: Priority,
+    ) -> Poll<Option<Result<S::Response, S::Error>>> {
+        let waker = cabin
+            .as_mut()
+            .waker(|| self.this.clone() as Weak<dyn Ring>, claim);
+        self.poll(cabin, asked, true, &mut Context::from_waker(&waker))
+    }
+
+    /// Polls the work; `None` when its time is up. What is done with is dropped.
+    fn poll(
+        &self,
+        mut cabin: Pin<&mut Cabin<S, Req>>,
+        asked: Priority,
+        timed: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<S::Response, S::Error>>> {
+        let this = cabin.as_mut().project();
+        let sent = this.sent;
+        let polled = this.stage.poll(cx, |req| {
+            let timeout = self.settings.flight_timeout;
+            let facts = Facts {
+                priority: asked,
+                timeout,
+            };
+            self.policy.key.prepare(req, facts);
+            *sent = Some(asked);
+        });
+        if let Poll::Ready(result) = polled {
+            cabin.clear();
+            return Poll::Ready(Some(result));
+        }
+        if timed && let Some(timeout) = self.settings.flight_timeout {
+            let mut timer = cabin.project().timer;
+            if timer.is_none() && tokio::runtime::Handle::try_current().is_ok() {
+                timer.set(Some(tokio::time::sleep(timeout)));
+            }
+            if let Some(timer) = timer.as_pin_mut()
+                && timer.poll(cx).is_ready()
+            {
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The result of a flight is there, and its work is dropped.
+    fn land(
+        &self,
+        claim: Claim,
+        hash: Hashed,
+        cabin: Boxed<S, Req>,
+        result: Result<S::Response, S::Error>,
+    ) -> Polled<S::Response, S::Error> {
+        // Dropped last: a key's destructor may panic.
+        let mut debris = Debris::default();
+        let landing = self.map.finish(claim, cabin, &mut debris);
+        if let Some(since) = landing.since {
+            let took = clock::now().saturating_duration_since(since);
+            self.stats.record(Time::Flight, took);
+        }
+        let share = &self.policy.share;
+        if landing.alone {
+            self.stats.count(Cell::Alone);
+            return Polled::Done(result);
+        }
+        let grace = !self.settings.grace.is_zero();
+        let keep = grace.then(clock::now);
+        let split = catch_unwind(AssertUnwindSafe(|| match share.admit(&result) {
+            Admit::Share if landing.waiters > 0 || grace => {
+                let shared = Arc::new(share.split(result));
+                (Cell::Shared, None, Others::Take(shared))
+            }
+            // Whoever asked has left.
+            Admit::Share => (Cell::Detached, Some(result), Others::Released),
+            Admit::LeaderOnly => (Cell::Unshareable, Some(result), Others::Released),
+            Admit::Retry => (Cell::Retry, Some(result), Others::Released),
+        }));
+        match split {
+            Ok((how, own, others)) => {
+                self.stats.count(how);
+                if let Cell::Unshareable = how {
+                    self.map.remember(hash, clock::now());
+                }
+                let own = own.filter(|_| landing.leader).map(Own::Result);
+                self.map.publish(claim, own, others, keep, &mut debris);
+            }
+            Err(payload) => self.crash(claim, payload),
+        }
+        Polled::Over
+    }
+
+    /// Foreign code panicked: it goes on in the leader, when that asks; the others are told.
+    fn crash(&self, claim: Claim, payload: Box<dyn Any + Send>) {
+        self.stats.count(Cell::Panic);
+        self.fail(claim, Some(Own::Panic(payload)), Failure::Panicked);
+    }
+
+    /// The flight is over without a result.
+    pub(super) fn fail(&self, claim: Claim, own: Option<Own<S::Response, S::Error>>, why: Failure) {
+        let mut debris = Debris::default();
+        let others = Others::Failed(why);
+        self.map.publish(claim, own, others, None, &mut debris);
+    }
+
+    /// A waiter goes away without a verdict.
+    pub(super) fn leave(&self, claim: Claim) {
+        let (left, work) = self.map.leave(claim);
+        let reissue = self.settings.on_leader_drop == OnLeaderDrop::Reissue;
+        match left {
+            Left::Others => {}
+            Left::HandedOver => self.stats.count(Cell::HandOver),
+            Left::Orphans if reissue => self.stats.count(Cell::Reissue),
+            Left::Orphans | Left::Nobody => self.stats.count(Cell::Abandoned),
+        }
+        if let Some(work) = work {
+            self.reuse(claim.shard, work);
+        }
+    }
+
+    /// Empties work that nobody wants any more, and puts it aside for another flight.
+    pub(super) fn reuse(&self, shard: u32, mut cabin: Boxed<S, Req>) {
+        cabin.as_mut().clear();
+        self.map.recycle(shard, cabin);
+    }
+}
+
+impl<S, Y, P, Req> Ring for Hub<S, Y, P, Req>
+where
+    S: Service<Req> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+    Req: Send + 'static,
+    Y: KeyBy<Req> + Send + Sync + 'static,
+    P: Share<S::Response, S::Error> + Send + Sync + 'static,
+{
+    fn ring(&self, claim: Claim) {
+        self.map.ring(claim);
+    }
+}
+
+impl<S, Y, P, Req> Hubs for Hub<S, Y, P, Req>
+where
+    S: Service<Req> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+    Req: Send + 'static,
+    Y: KeyBy<Req> + Send + Sync + 'static,
+    P: Share<S::Response, S::Error> + Send + Sync + 'static,
+{
+    fn tally(&self, now: Instant) -> Tally {
+        self.map.tally(now)
+    }
+}

@@ -1,0 +1,238 @@
+//! All keys, in shards, each behind a lock of its own that is held for a look-up and a few stores.
+//!
+//! Wakers are woken, and what falls out of a shard is dropped, when its lock has been given back. Methods that end
+//! something take the [`Debris`] of their caller, who drops it once nobody can be hurt by a destructor that panics.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::panic::resume_unwind;
+use std::task::Waker;
+
+#[cfg(tower_flow_loom)]
+use loom::sync::{Mutex, MutexGuard};
+use std::sync::PoisonError;
+#[cfg(not(tower_flow_loom))]
+use std::sync::{Mutex, MutexGuard};
+
+use super::flight::{Asked, Cargo, Others, Verdict, Wakers};
+use super::shard::{Debris, Joined, Landing, Left, Rules, Shard, Ticket};
+use crate::base::clock::Instant;
+use crate::base::priority::Priority;
+
+pub(super) struct Map<C: Cargo> {
+    shards: Box<[Line<C>]>,
+    hasher: RandomState,
+}
+
+/// Two cache lines, since neighbouring lines are fetched in pairs.
+#[repr(align(128))]
+struct Line<C: Cargo>(Mutex<Shard<C>>);
+
+/// The hash of a key, and with it its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hashed(u64);
+
+/// A waiter's or driver's claim on a flight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim {
+    pub(super) shard: u32,
+    pub(super) ticket: Ticket,
+}
+
+/// What the shards hold now.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Tally {
+    pub(super) flights: usize,
+    pub(super) waiters: usize,
+    pub(super) kept: usize,
+    pub(super) remembered: usize,
+    pub(super) hot: Vec<(u64, u64)>,
+}
+
+/// Fewer keys than this are not worth another shard: the share of each is a bound of its own.
+const KEYS_PER_SHARD: usize = 512;
+
+// ===== impl Map =====
+
+impl<C: Cargo> Map<C> {
+    /// `rules` are for all keys together; `threads` is how many may ask at once.
+    pub(super) fn new(rules: Rules, threads: usize) -> Self {
+        let most = (rules.max_keys / KEYS_PER_SHARD).max(1);
+        let most = 1 << most.ilog2();
+        let count = (4 * threads).next_power_of_two().min(most);
+        let (ttl, cap) = rules.remember;
+        let share = Rules {
+            max_keys: rules.max_keys.div_ceil(count),
+            remember: (ttl, cap.div_ceil(count)),
+            ..rules
+        };
+        let line = |_| Line(Mutex::new(Shard::new(share.clone())));
+        Self {
+            shards: (0..count).map(line).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(super) fn hash(&self, key: &C::Key) -> Hashed
+    where
+        C::Key: Hash,
+    {
+        Hashed(self.hasher.hash_one(key))
+    }
+
+    /// The upper bits choose the shard; the table inside uses the lowest and the topmost seven.
+    fn index(&self, hash: Hashed) -> usize {
+        (hash.0 >> 32) as usize & (self.shards.len() - 1)
+    }
+
+    pub(super) fn join(
+        &self,
+        hash: Hashed,
+        key: &mut Option<C::Key>,
+        priority: Priority,
+        now: impl Fn() -> Instant,
+    ) -> (u32, Joined<C>) {
+        let mut debris = Debris::default();
+        let shard = self.index(hash);
+        let joined = self
+            .lock(shard)
+            .join(hash.0, key, priority, now, &mut debris);
+        (shard as u32, joined)
+    }
+
+    pub(super) fn ask(&self, claim: Claim, waker: &Waker) -> Asked<C> {
+        self.shard(claim).ask(claim.ticket, waker)
+    }
+
+    pub(super) fn verdict(&self, claim: Claim) -> Verdict<C> {
+        let mut debris = Debris::default();
+        self.shard(claim).verdict(claim.ticket, &mut debris)
+    }
+
+    pub(super) fn park(
+        &self,
+        claim: Claim,
+        work: C::Work,
+        sent: Option<Priority>,
+        waker: &Waker,
+        now: impl Fn() -> Instant,
+    ) -> Option<C::Work> {
+        let mut debris = Debris::default();
+        let wake = self
+            .shard(claim)
+            .park(claim.ticket, work, sent, waker, now, &mut debris);
+        if wake {
+            self.wake(claim);
+        }
+        debris.work()
+    }
+
+    pub(super) fn detach(&self, claim: Claim, waker: &Waker, now: Instant) {
+        self.shard(claim).detach(claim.ticket, waker, now);
+    }
+
+    pub(super) fn sent(&self, claim: Claim, priority: Priority) {
+        self.shard(claim).sent(claim.ticket, priority);
+    }
+
+    pub(super) fn finish(&self, claim: Claim, work: C::Work, debris: &mut Debris<C>) -> Landing {
+        self.shard(claim).finish(claim.ticket, work, debris)
+    }
+
+    pub(super) fn publish(
+        &self,
+        claim: Claim,
+        own: Option<C::Own>,
+        others: Others<C>,
+        keep: Option<Instant>,
+        debris: &mut Debris<C>,
+    ) {
+        self.shard(claim)
+            .publish(claim.ticket, own, others, keep, debris);
+        self.wake(claim);
+    }
+
+    /// The waiter leaves; the work that nobody wants any more, once its key is free.
+    pub(super) fn leave(&self, claim: Claim) -> (Left, Option<C::Work>) {
+        let mut debris = Debris::default();
+        let left = self.shard(claim).leave(claim.ticket, &mut debris);
+        if left == Left::Orphans {
+            self.wake(claim);
+        }
+        let work = debris.work();
+        (left, work)
+    }
+
+    /// Somebody wakes the work of a flight.
+    pub(super) fn ring(&self, claim: Claim) {
+        let Ticket { slot, id, .. } = claim.ticket;
+        let wake = self.shard(claim).ring(slot, id);
+        if wake {
+            self.wake(claim);
+        }
+    }
+
+    pub(super) fn remember(&self, hash: Hashed, now: Instant) {
+        self.lock(self.index(hash)).remember(hash.0, now);
+    }
+
+    pub(super) fn recycle(&self, shard: u32, work: C::Work) {
+        let left_over = self.lock(shard as usize).recycle(work);
+        drop(left_over);
+    }
+
+    /// What is there now; what fell due is dropped.
+    pub(super) fn tally(&self, now: Instant) -> Tally {
+        let mut tally = Tally::default();
+        for index in 0..self.shards.len() {
+            let mut debris = Debris::default();
+            let mut shard = self.lock(index);
+            shard.tidy(now, &mut debris);
+            tally.flights += shard.live();
+            tally.waiters += shard.waiters();
+            tally.kept += shard.kept();
+            tally.remembered += shard.remembered();
+            tally.hot.extend(shard.hot().iter());
+        }
+        tally
+    }
+
+    /// Where a shard lives: its name among all shards of the process.
+    pub(super) fn address(&self, shard: u32) -> usize {
+        std::ptr::from_ref(&self.shards[shard as usize]).addr()
+    }
+
+    fn wake(&self, claim: Claim) {
+        let Ticket { slot, id, .. } = claim.ticket;
+        let mut wakers = Wakers::new();
+        let mut from = Some(0);
+        let mut result = Ok(());
+        while let Some(seat) = from {
+            from = self.shard(claim).wakers(slot, id, seat, &mut wakers);
+            result = result.and(wakers.wake());
+        }
+        if let Err(panic) = result {
+            resume_unwind(panic);
+        }
+    }
+
+    fn shard(&self, claim: Claim) -> MutexGuard<'_, Shard<C>> {
+        self.lock(claim.shard as usize)
+    }
+
+    fn lock(&self, index: usize) -> MutexGuard<'_, Shard<C>> {
+        // Only an `Eq` that panics poisons it, before anything was changed.
+        self.shards[index]
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Cargo> fmt::Debug for Map<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map")
+            .field("shards", &self.shards.len())
+            .finish_non_exhaustive()
+    }
+}
