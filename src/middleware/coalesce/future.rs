@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::panic::resume_unwind;
@@ -193,7 +194,7 @@ where
                 let claim = Claim { shard, ticket };
                 if nest::holds(hub.map.address(shard), ticket.id) {
                     hub.leave(claim);
-                    return Poll::Ready(Step::Done(Err(recursion())));
+                    return Poll::Ready(Step::Done(hub.policy.share.fail(recursion())));
                 }
                 *this.waiter = Some(Self::waiter(claim, hash, Some(clock::now())));
                 if hub.settings.readiness == Readiness::Eager {
@@ -249,12 +250,12 @@ where
         hub.stats.count(Cell::Deadline);
         *this.waiter = None;
         hub.leave(claim);
-        Poll::Ready(Step::Done(Err(Rejection::new(
+        let rejection = Rejection::new(
             "coalesce",
             Reason::Deadline,
-            "the deadline passed before the answer to an equal request came; ask with a later deadline",
-        )
-        .into())))
+            "the deadline passed before the answer came; ask with a later deadline",
+        );
+        Poll::Ready(Step::Done(hub.policy.share.fail(rejection)))
     }
 
     fn waiter(claim: Claim, hash: Hashed, since: Option<Instant>) -> Waiter {
@@ -310,7 +311,7 @@ where
             }
             Verdict::Released => return Step::Alone,
             Verdict::Anew => return Step::Again,
-            Verdict::Failed(why) => Err(hub.failure(why).into()),
+            Verdict::Failed(why) => share.fail(hub.failure(why)),
         })
     }
 
@@ -349,7 +350,7 @@ where
 {
     /// What those are told whose flight ended without a result.
     fn failure(&self, why: Failure) -> Rejection {
-        let (reason, message) = match why {
+        let (reason, message): (_, Cow<'static, str>) = match why {
             Failure::TimedOut => (
                 Reason::Timeout,
                 format!(
@@ -367,16 +368,14 @@ where
                 "an equal request panicked; see where it was sent from".into(),
             ),
         };
-        let message: std::borrow::Cow<'static, str> = message;
         Rejection::new("coalesce", reason, message)
     }
 }
 
-fn recursion() -> BoxError {
+fn recursion() -> Rejection {
     Rejection::new(
         "coalesce",
         Reason::Recursion,
         "the answer to this request would wait for itself; send it to the inner service, or give it another key",
     )
-    .into()
 }

@@ -2,7 +2,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::base::error::BoxError;
+use crate::base::error::{BoxError, Rejection};
 
 /// How one result becomes the result of many.
 ///
@@ -29,6 +29,11 @@ pub trait Share<Res, Err> {
     /// The result of the last of them. Default: as any other's.
     fn last(&self, shared: Self::Shared) -> Result<Self::Response, BoxError> {
         self.join(&shared)
+    }
+
+    /// What a caller gets whose flight ended without a result, or took longer than its deadline. Default: the error.
+    fn fail(&self, rejection: Rejection) -> Result<Self::Response, BoxError> {
+        Err(rejection.into())
     }
 }
 
@@ -196,6 +201,10 @@ where
 
     fn last(&self, shared: P::Shared) -> Result<P::Response, BoxError> {
         self.policy.last(shared)
+    }
+
+    fn fail(&self, rejection: Rejection) -> Result<P::Response, BoxError> {
+        self.policy.fail(rejection)
     }
 }
 
