@@ -4,12 +4,15 @@ use tower::ServiceBuilder;
 use tower_layer::Stack;
 
 #[cfg(any(
+    feature = "coalesce",
     feature = "grpc",
     feature = "shed",
     feature = "throttle",
     feature = "timing"
 ))]
 use crate::Flow;
+#[cfg(feature = "coalesce")]
+use crate::coalesce::CoalesceLayer;
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
 #[cfg(feature = "shed")]
@@ -45,6 +48,20 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
     #[cfg(feature = "timing")]
     fn http_timing(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpTimingLayer, L>> {
         self.add(TimingLayer::new(name).attach(flow).http())
+    }
+
+    /// Makes one call of equal requests in flight: those to which `key`, a closure `Fn(&Req) -> Option<K>`, gives the same.
+    #[cfg(feature = "coalesce")]
+    fn coalesce<Y>(
+        self,
+        name: &str,
+        flow: &Flow,
+        key: Y,
+    ) -> ServiceBuilder<Stack<CoalesceLayer<Y>, L>>
+    where
+        Y: Send + Sync + 'static,
+    {
+        self.add(CoalesceLayer::new(key).name(name).attach(flow))
     }
 
     /// Spares a backend called `name` what it would refuse.

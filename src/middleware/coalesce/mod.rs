@@ -1,8 +1,34 @@
 //! Equal requests in flight become one.
 //!
+//! # How it works
+//!
+//! A function gives each request a key, or none. The first request with a key *leads*: it is sent. Those that come with
+//! an equal key before it is answered *follow*: they wait for its answer, each gets one of its own, and the backend sees
+//! one call.
+//!
+//! ```text
+//!   a ──┐ leads   ┌───────────────────────────────┐
+//!   b ──┼─────────┤ flight: readiness, call, future├── one call ──► inner service
+//!   c ──┘ follow  └───────────────────────────────┘
+//! ```
+//!
+//! The future of the inner service belongs to the flight, not to its leader. Whichever waiter is polled drives it, one at
+//! a time, and what wakes it wakes them all, so that a leader that is dropped, or parked in a `select!` and not polled
+//! any more, keeps nobody waiting. No task is spawned, no lock is held while foreign code runs, and a flight nobody
+//! follows is polled with its caller's own waker, as if the layer were not there.
+//!
+//! - [`CoalesceLayer::new`] fits any service. [`Share`] says how one result becomes many: responses are cloned and errors
+//!   shared as [`SharedError`]s unless told otherwise, so neither needs to be `Clone` in the case of errors.
+//! - [`CoalesceLayer::http`] makes the key from a GET or HEAD request, decides by the response's headers whether others
+//!   may have it (RFC 9111), and lets many read one body.
+//! - [`CoalesceLayer::grpc`] does so for unary methods that are listed, or that their descriptor calls free of side
+//!   effects.
+//!
+//! # Example
+//!
 //! ```
 //! use std::{sync::atomic::{AtomicU32, Ordering}, time::Duration};
-//! use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
 //! use tower_flow::{BoxError, coalesce::CoalesceLayer};
 //!
 //! static CALLS: AtomicU32 = AtomicU32::new(0);
@@ -24,6 +50,111 @@
 //! assert_eq!(layer.handle().snapshot().shared, 99);
 //! # Ok(()) }
 //! ```
+//!
+//! # Example: a policy, a deadline, and what becomes of those who follow
+//!
+//! ```
+//! use std::{io, time::Duration};
+//! use tower_flow::coalesce::{Admit, ArcError, CoalesceLayer, KeyBy, OnLeaderDrop, ShareExt as _, Terms};
+//! use tower_flow::{Flow, deadline::Deadline, priority::Priority};
+//!
+//! /// A read of one row; `None` asks for a fresh one.
+//! struct Read { row: Option<u64>, until: Option<Deadline>, urgent: bool }
+//!
+//! #[derive(Clone)]
+//! struct ByRow;
+//!
+//! impl KeyBy<Read> for ByRow {
+//!     type Key = u64;
+//!
+//!     fn key(&self, req: &Read) -> Option<u64> {
+//!         req.row
+//!     }
+//!
+//!     fn terms(&self, req: &Read) -> Terms {
+//!         let priority = if req.urgent { Priority::Critical } else { Priority::Default };
+//!         Terms::default().deadline(req.until).priority(priority)
+//!     }
+//! }
+//!
+//! let flow = Flow::new("shop");
+//! let layer = CoalesceLayer::new(ByRow)
+//!     // A row that was not there may be there for the next who asks.
+//!     .share(ArcError.when(|result: &io::Result<String>| match result {
+//!         Err(error) if error.kind() == io::ErrorKind::NotFound => Admit::Retry,
+//!         _ => Admit::Share,
+//!     }))
+//!     .on_leader_drop(OnLeaderDrop::Reissue)
+//!     .flight_timeout(Duration::from_secs(2))
+//!     .max_waiters(10_000)
+//!     .name("rows")
+//!     .attach(&flow);
+//! # let _ = layer;
+//! ```
+//!
+//! # Readiness
+//!
+//! `poll_ready` is always ready and reserves nothing: which flight a request belongs to is not known there. The inner
+//! service is cloned in `call`, and the clone of the one that leads is asked for readiness inside the flight, where all
+//! who follow wait for it together. [`Readiness::Eager`] asks in `poll_ready`, for inner services that balance or push
+//! back there; then every follower takes what the inner service reserves until it has joined, and behind
+//! `ConcurrencyLimit(1)` nothing coalesces.
+//!
+//! A response future joins when it is first polled; one that never is holds nobody up.
+//!
+//! # Cancellation
+//!
+//! A waiter that is dropped leaves its flight, which goes on for the others. When the last has left, the key is free
+//! first and the inner future dropped then: whoever comes meanwhile begins anew. What becomes of a flight whose *leader*
+//! leaves is set by [`on_leader_drop`](CoalesceLayer::on_leader_drop). With [`OnLeaderDrop::Detach`] a flight ends with
+//! its task: by its result, its timeout, or with the runtime.
+//!
+//! A deadline ([`Terms::deadline`]; in the HTTP and gRPC forms the extension [`Deadline`](crate::deadline::Deadline) or
+//! `grpc-timeout`) ends its own caller's wait and nobody else's. A panic of the inner service goes on in the leader, the
+//! others get an error.
+//!
+//! # Priority
+//!
+//! A request is sent with the greatest priority of those who wait by then. A caller with a greater one than that joins
+//! no flight that was sent with less: it leads another.
+//!
+//! # Errors
+//!
+//! Errors of the inner service reach their leader as they are, boxed; those who share them get a [`SharedError`] with the
+//! error as its source, or a clone with [`CloneResult`]. The layer's own are a [`Rejection`](crate::Rejection) with one of
+//! these [reasons](crate::error::Reason): `Timeout` (the flight took longer than
+//! [`flight_timeout`](CoalesceLayer::flight_timeout)), `Deadline` (this caller's passed), `Abandoned` (the leader left
+//! under [`OnLeaderDrop::Fail`], or a task was dropped), `Panicked`, and `Recursion` (a request that would wait for
+//! itself, noticed when it is made while its own flight is polled by the same thread).
+//!
+//! Beyond [`max_keys`](CoalesceLayer::max_keys) and [`max_waiters`](CoalesceLayer::max_waiters) nothing is refused:
+//! requests go alone, and are counted.
+//!
+//! # Metrics
+//!
+//! | name | type | labels |
+//! |---|---|---|
+//! | `tower_flow_coalesce_requests_total` | counter | `name`, `role` (`leader`, `follower`, `bypass`), `reason` of a bypass |
+//! | `tower_flow_coalesce_shared_total` | counter: calls saved | `name` |
+//! | `tower_flow_coalesce_end_total` | counter | `name`, `how` |
+//! | `tower_flow_coalesce_flights` | gauge | `name` |
+//! | `tower_flow_coalesce_waiters` | gauge | `name` |
+//! | `tower_flow_coalesce_remembered` | gauge: keys known to be unshareable | `name` |
+//! | `tower_flow_coalesce_flight_seconds` | histogram, of flights that had to wait | `name` |
+//! | `tower_flow_coalesce_wait_seconds` | histogram, of followers | `name` |
+//! | `tower_flow_coalesce_body_evicted_total` | counter | `name` |
+//!
+//! # Where in the stack
+//!
+//! Outside whatever a call costs: throttle, shed, limits, retries, pools. What follows takes no slot, no connection and no
+//! retry. Inside timing and accounting, which see every caller. Never outside of authentication: requests that are equal
+//! to the layer get each other's answers.
+//!
+//! # Design
+//!
+//! The road not taken is a task for each flight. It survives its callers by nature, but costs an allocation and two hops
+//! for every call that nobody follows, and a runtime. Handing a baton from a leader that is dropped to the next waiter
+//! costs less than waking all, and leaves everybody stuck behind a leader that lives and is not polled.
 
 mod courier;
 mod flight;
