@@ -2,6 +2,8 @@
 pub mod body;
 pub mod clock;
 pub mod deadline;
+#[cfg(any(feature = "coalesce", feature = "grpc"))]
+pub(crate) mod descriptor;
 pub(crate) mod error;
 pub mod executor;
 #[cfg(feature = "metrics")]

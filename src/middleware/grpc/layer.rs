@@ -5,11 +5,11 @@ use std::time::Duration;
 use http::{Extensions, HeaderMap};
 use tower_layer::Layer;
 
-use super::descriptor::{self, DescriptorError};
 use super::handle::GrpcHandle;
 use super::method::{Detail, GrpcType};
 use super::service::Grpc;
 use super::state::{Options, Side, State};
+use crate::base::descriptor::{self, DescriptorError};
 use crate::base::flow::Flow;
 use crate::base::metrics::Labels;
 use crate::base::stats::{Bounds, Lease};
@@ -146,9 +146,10 @@ impl<S, L> GrpcLayer<S, L> {
     pub fn register_fds(self, set: &[u8]) -> Result<Self, DescriptorError> {
         let found = descriptor::methods(set)?;
         Ok(self.set(|options| {
-            let methods = found
-                .into_iter()
-                .map(|found| (found.service, found.method, found.kind));
+            let methods = found.into_iter().map(|found| {
+                let kind = GrpcType::of(found.client_streams, found.server_streams);
+                (found.service, found.method, kind)
+            });
             options.methods.extend(methods);
         }))
     }

@@ -91,7 +91,6 @@
 //! Outermost, so that what other layers refuse is counted too.
 
 mod call;
-mod descriptor;
 mod handle;
 mod layer;
 mod method;
@@ -102,8 +101,8 @@ mod state;
 #[cfg(feature = "tonic")]
 mod tonic;
 
+pub use crate::base::descriptor::DescriptorError;
 pub use call::{Call, Messages};
-pub use descriptor::DescriptorError;
 pub use handle::{GrpcHandle, MethodSnapshot};
 pub use layer::{Client, GrpcClientLayer, GrpcLayer, GrpcServerLayer, Server};
 pub use method::GrpcType;

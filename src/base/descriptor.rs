@@ -1,11 +1,9 @@
-//! Method types out of a `FileDescriptorSet`.
+//! What a `FileDescriptorSet` says of methods: who streams, and whether calls have side effects.
 //!
 //! Only the handful of fields that matter are read, by their numbers in `descriptor.proto`; everything else is skipped
 //! by its wire type, so no generated code and no protobuf library is needed.
 
 use std::fmt;
-
-use super::method::GrpcType;
 
 /// Bytes that are no `FileDescriptorSet`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +27,19 @@ impl std::error::Error for DescriptorError {}
 
 /// A method found in a descriptor set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// With its package.
-    pub(super) service: String,
-    pub(super) method: String,
-    pub(super) kind: GrpcType,
+    pub(crate) service: String,
+    pub(crate) method: String,
+    pub(crate) client_streams: bool,
+    pub(crate) server_streams: bool,
+    /// Its `idempotency_level` is `NO_SIDE_EFFECTS`. `IDEMPOTENT` says less: such a call changes something.
+    #[cfg_attr(not(feature = "coalesce"), allow(dead_code))] // Only coalescing asks.
+    pub(crate) safe: bool,
 }
 
 /// All methods of all services in `set`.
-pub(super) fn methods(set: &[u8]) -> Result<Vec<Found>, DescriptorError> {
+pub(crate) fn methods(set: &[u8]) -> Result<Vec<Found>, DescriptorError> {
     let mut found = Vec::new();
     for (number, file) in fields(set)? {
         if let (1, Field::Bytes(file)) = (number, file) {
@@ -54,24 +56,35 @@ pub(super) fn methods(set: &[u8]) -> Result<Vec<Found>, DescriptorError> {
                 };
                 for method in nested(&service, 2) {
                     let method = fields(method)?;
-                    let streams = |wanted| {
-                        let mut found = method.iter().filter(|(number, _)| *number == wanted);
-                        found.next_back().is_some_and(
-                            |(_, value)| matches!(value, Field::Whole(value) if *value != 0),
-                        )
-                    };
                     found.push(Found {
                         service: name.clone(),
                         method: text(&method, 1)?
                             .ok_or_else(|| error("a method without a name", 0))?
                             .to_owned(),
-                        kind: GrpcType::of(streams(5), streams(6)),
+                        client_streams: whole(&method, 5).is_some_and(|flag| flag != 0),
+                        server_streams: whole(&method, 6).is_some_and(|flag| flag != 0),
+                        safe: is_safe(&method),
                     });
                 }
             }
         }
     }
     Ok(found)
+}
+
+/// Whether a method's options say `NO_SIDE_EFFECTS`. Options may come in parts, of which the last to speak is right.
+///
+/// What people extend options with is theirs: options that cannot be read promise nothing, and are no error.
+fn is_safe(method: &Fields<'_>) -> bool {
+    const NO_SIDE_EFFECTS: u64 = 1;
+    let mut level = None;
+    for options in nested(method, 4) {
+        let Ok(options) = fields(options) else {
+            return false;
+        };
+        level = whole(&options, 34).or(level);
+    }
+    level == Some(NO_SIDE_EFFECTS)
 }
 
 enum Field<'a> {
@@ -111,6 +124,14 @@ fn nested<'a>(fields: &'a Fields<'a>, wanted: u64) -> impl Iterator<Item = &'a [
             Field::Bytes(bytes) if *number == wanted => Some(*bytes),
             _ => None,
         })
+}
+
+/// The last value of a field, which is the one that counts.
+fn whole(fields: &Fields<'_>, wanted: u64) -> Option<u64> {
+    fields.iter().rev().find_map(|(number, field)| match field {
+        Field::Whole(value) if *number == wanted => Some(*value),
+        _ => None,
+    })
 }
 
 fn text<'a>(fields: &Fields<'a>, wanted: u64) -> Result<Option<&'a str>, DescriptorError> {
@@ -159,30 +180,33 @@ mod tests {
     use proptest::prelude::*;
 
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-        [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
+        let length = [bytes.len() as u8 | 0x80, (bytes.len() >> 7) as u8];
+        [&[number << 3 | 2], &length[..], bytes].concat()
+    }
+
+    fn set(methods: &[Vec<u8>]) -> Vec<u8> {
+        let service = [field(1, b"S"), methods.concat()].concat();
+        let file = [field(1, b"f.proto"), field(2, b"p.q"), field(6, &service)];
+        field(1, &file.concat())
+    }
+
+    fn method(name: &[u8], rest: &[u8]) -> Vec<u8> {
+        field(2, &[&field(1, name), rest].concat())
     }
 
     fn sample() -> Vec<u8> {
-        let method = |name: &[u8], client: u8, server: u8| {
-            field(
-                2,
-                &[field(1, name), vec![5 << 3, client, 6 << 3, server]].concat(),
-            )
-        };
-        let service = [
-            field(1, b"S"),
-            method(b"A", 0, 0),
-            method(b"B", 1, 0),
-            method(b"C", 0, 1),
-            method(b"D", 1, 1),
-        ];
-        let file = [
-            field(1, b"f.proto"),
-            field(2, b"p.q"),
-            field(6, &service.concat()),
-        ]
-        .concat();
-        field(1, &file)
+        let streams = |name, client, server| method(name, &[5 << 3, client, 6 << 3, server]);
+        set(&[
+            streams(b"A", 0, 0),
+            streams(b"B", 1, 0),
+            streams(b"C", 0, 1),
+            streams(b"D", 1, 1),
+        ])
+    }
+
+    /// The options of a method: `deprecated` and a level.
+    fn level(level: u8) -> Vec<u8> {
+        field(4, &[0x88, 0x02, 1, 0x90, 0x02, level])
     }
 
     #[test]
@@ -190,16 +214,42 @@ mod tests {
         let found = methods(&sample()).unwrap();
         let kinds: Vec<_> = found
             .iter()
-            .map(|found| (&*found.service, &*found.method, found.kind))
+            .map(|found| {
+                let streams = (found.client_streams, found.server_streams);
+                (&*found.service, &*found.method, streams)
+            })
             .collect();
         let expected = [
-            ("p.q.S", "A", GrpcType::Unary),
-            ("p.q.S", "B", GrpcType::ClientStream),
-            ("p.q.S", "C", GrpcType::ServerStream),
-            ("p.q.S", "D", GrpcType::BidiStream),
+            ("p.q.S", "A", (false, false)),
+            ("p.q.S", "B", (true, false)),
+            ("p.q.S", "C", (false, true)),
+            ("p.q.S", "D", (true, true)),
         ];
         assert_eq!(kinds, expected);
         assert_eq!(methods(&[]).unwrap(), []);
+    }
+
+    #[test]
+    fn only_no_side_effects_is_safe() {
+        let in_parts = [level(2), field(4, &[0x88, 0x02, 1]), level(1)].concat();
+        let taken_back = [level(1), level(0)].concat();
+        let group = field(4, &[0x90, 0x02, 1, 0x0b]);
+        let set = set(&[
+            method(b"none", &[]),
+            method(b"unknown", &level(0)),
+            method(b"safe", &level(1)),
+            method(b"idempotent", &level(2)),
+            method(b"in parts", &in_parts),
+            method(b"taken back", &taken_back),
+            method(b"of an extension", &field(4, &[0x98, 0x02, 1])),
+            method(b"unreadable", &group),
+            method(b"cut short", &field(4, &[0x90, 0x02])),
+        ]);
+        let found = methods(&set).unwrap();
+        assert_eq!(found.len(), 9);
+        let safe: Vec<_> = found.iter().filter(|found| found.safe).collect();
+        assert_eq!(safe.len(), 2);
+        assert_eq!((&*safe[0].method, &*safe[1].method), ("safe", "in parts"));
     }
 
     #[test]
