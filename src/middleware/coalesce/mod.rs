@@ -156,6 +156,8 @@
 //! for every call that nobody follows, and a runtime. Handing a baton from a leader that is dropped to the next waiter
 //! costs less than waking all, and leaves everybody stuck behind a leader that lives and is not polled.
 
+// What shares a body is not wired to the layer yet.
+mod body;
 mod courier;
 mod flight;
 mod future;
@@ -174,6 +176,7 @@ mod share;
 mod state;
 mod work;
 
+pub use body::SharedBody;
 pub use future::ResponseFuture;
 pub use handle::{CoalesceHandle, CoalesceSnapshot};
 pub use key::{Facts, KeyBy, Terms};

@@ -1,0 +1,128 @@
+//! One response body for all who share a response.
+//!
+//! A body that nobody shares passes through. One that is shared is a log of chunks with a cursor for each reader, let go of
+//! behind the slowest; whoever polls and finds nothing to take drives the body for all. Nothing is spawned.
+//!
+//! Memory is bounded by `max_buffer` and one chunk beyond it. When that much waits for the slowest and another wants
+//! more, the others wait for it: for `stall`, and then they go on without it. It gets an error, never a clean end.
+//! The time is told by the tokio runtime of the reader that waits. Outside of any it waits for as long as it takes.
+//!
+//! An error of the body, and an end that comes before the length its headers promised, reach every reader. A panic is the
+//! reader's that polled; the others get an error.
+//!
+//! Cost: a frame takes the lock once from a reader that is behind, twice from the one that drives. A chunk is cloned, not
+//! copied. The wakers of those that wait are taken out to one allocation.
+
+mod fanout;
+mod log;
+mod reader;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use self::reader::Reader;
+use crate::base::error::{BoxError, Reason, Rejection};
+
+pub(crate) use fanout::{FanOut, Origin};
+pub(crate) use log::Limits;
+
+pin_project! {
+    /// The body of a response that several callers may share.
+    ///
+    /// Each reads the whole of it, at its own pace: see [the module](super) for what happens to one that does not.
+    /// Frames, `size_hint` and `is_end_stream` are those of the body that is shared, for what is left to this reader.
+    pub struct SharedBody<B> {
+        #[pin]
+        kind: Kind<B>,
+    }
+}
+
+pin_project! {
+    #[project = KindProjected]
+    enum Kind<B> {
+        Alone { #[pin] body: B },
+        Reader { reader: Reader<B> },
+    }
+}
+
+// ===== impl SharedBody =====
+
+impl<B> SharedBody<B> {
+    /// `body`, untouched.
+    pub fn alone(body: B) -> Self {
+        Self {
+            kind: Kind::Alone { body },
+        }
+    }
+
+    fn reader(reader: Reader<B>) -> Self {
+        Self {
+            kind: Kind::Reader { reader },
+        }
+    }
+}
+
+impl<B> Body for SharedBody<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    #[inline]
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            KindProjected::Alone { body } => body
+                .poll_frame(cx)
+                .map(|frame| frame.map(|result| result.map_err(Into::into))),
+            KindProjected::Reader { reader } => reader.poll_frame(cx),
+        }
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Alone { body } => body.is_end_stream(),
+            Kind::Reader { reader } => reader.is_end_stream(),
+        }
+    }
+
+    #[inline]
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Alone { body } => body.size_hint(),
+            Kind::Reader { reader } => reader.size_hint(),
+        }
+    }
+}
+
+impl<B: Default> Default for SharedBody<B> {
+    fn default() -> Self {
+        Self::alone(B::default())
+    }
+}
+
+impl<B> fmt::Debug for SharedBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.kind {
+            Kind::Alone { .. } => "alone",
+            Kind::Reader { .. } => "shared",
+        };
+        f.debug_tuple("SharedBody").field(&kind).finish()
+    }
+}
+
+#[cold]
+fn rejection(reason: Reason, message: impl Into<Cow<'static, str>>) -> Rejection {
+    Rejection::new("coalesce", reason, message)
+}

@@ -1,0 +1,425 @@
+//! One body, polled by whichever of its readers has nothing to take.
+//!
+//! # Invariants
+//!
+//! One lock, held for a few instructions and never while user code runs.
+//!
+//! - `Upstream::Idle` holds the body. Who wants to poll takes it out and leaves `Driven`; after the poll it puts the body back,
+//!   or leaves `Gone` when that has ended. So one polls at a time, and outside the lock. It has a claim meanwhile, so that
+//!   the last claim never leaves while the body is out: who leaves last finds it here and drops it.
+//! - `notified` says that a poll may bring something: there was none yet, the last brought a frame, or the body's waker was
+//!   woken since the last began. A poll clears it *before* it begins; a wake during it is seen when the body is put back.
+//! - Whenever the lock is let go: if the body is idle, notified, and there is room for more, no reader is parked. Each
+//!   that was has been taken out to be woken, and each can drive. [`State::settle`] sees to that after every step. So no wake
+//!   is lost, whichever of the readers is dropped or not polled again.
+//! - A body that wakes its waker and returns `Pending` in one poll asks for a pause: it is not polled again in the same poll
+//!   of its reader, which wakes itself.
+//! - The waker holds the fan-out, which may hold the body, which may hold the waker. The last claim breaks the circle.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+#[cfg(not(tower_flow_loom))]
+use std::sync::{Mutex, MutexGuard};
+
+#[cfg(tower_flow_loom)]
+use loom::sync::{Mutex, MutexGuard};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::super::share::SharedError;
+use super::log::{After, End, Evicted, Key, Limits, Log, Next, Stalled};
+use super::reader::Reader;
+use super::{SharedBody, rejection};
+use crate::base::clock::{self, Instant};
+use crate::base::error::{BoxError, Reason};
+
+/// A body that several read.
+pub(crate) struct FanOut<B> {
+    state: Mutex<State<B>>,
+    /// How many readers were evicted, of all bodies of a layer.
+    evicted: Arc<AtomicU64>,
+}
+
+struct State<B> {
+    log: Log,
+    upstream: Upstream<B>,
+    notified: bool,
+    /// What the body said of its rest when it was polled last.
+    hint: SizeHint,
+}
+
+enum Upstream<B> {
+    Idle(Pin<Box<B>>),
+    Driven,
+    Gone,
+}
+
+/// The claim at the start of a body: with it the body is whole for readers to come.
+pub(crate) struct Origin<B> {
+    shared: Arc<FanOut<B>>,
+    key: Option<Key>,
+}
+
+/// What a reader is to do.
+pub(super) enum Turn<B> {
+    Take(Bytes),
+    Over(End),
+    /// Poll the body, and give it back to [`FanOut::drive`].
+    Drive(Pin<Box<B>>),
+    /// Come again with a clone of its waker.
+    Clone,
+    /// Wake itself: the body asked for a pause.
+    Pause,
+    /// It is parked, until somebody wakes it or this time has come.
+    Wait(Option<Instant>),
+}
+
+/// What one poll of a reader has to park. It is made and dropped outside the lock.
+#[derive(Default)]
+pub(super) struct Wakers {
+    /// What was parked before.
+    parked: Option<Waker>,
+    /// A clone of the current waker.
+    cloned: Option<Waker>,
+}
+
+// ===== impl FanOut =====
+
+impl<B> FanOut<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// Opens `body` to many readers. `promised` is how many bytes it should have, where its headers say so; `evicted`
+    /// counts those that are given up as too slow.
+    pub(crate) fn open(
+        body: B,
+        limits: Limits,
+        promised: Option<u64>,
+        evicted: Arc<AtomicU64>,
+    ) -> Origin<B> {
+        let (mut log, origin) = Log::new(limits, promised);
+        let hint = body.size_hint();
+        let (upstream, empty) = if body.is_end_stream() {
+            // Nobody waits yet.
+            log.finish(End::Clean, &mut After::default());
+            (Upstream::Gone, Some(body))
+        } else {
+            (Upstream::Idle(Box::pin(body)), None)
+        };
+        drop(empty);
+        let state = State {
+            log,
+            upstream,
+            notified: true,
+            hint,
+        };
+        Origin {
+            shared: Arc::new(Self {
+                state: Mutex::new(state),
+                evicted,
+            }),
+            key: Some(origin),
+        }
+    }
+
+    /// Polls the body that [`Turn::Drive`] gave out, once. Whether anything came of it.
+    ///
+    /// # Panics
+    ///
+    /// When the body does; every reader has an error to take then.
+    pub(super) fn drive(self: &Arc<Self>, mut body: Pin<Box<B>>) -> bool {
+        let waker = Waker::from(self.clone());
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let frame = body.as_mut().poll_frame(&mut Context::from_waker(&waker));
+            let news = match frame {
+                Poll::Pending => News::Pending,
+                Poll::Ready(Some(Ok(frame))) => News::of(frame, || body.is_end_stream()),
+                Poll::Ready(Some(Err(error))) => {
+                    return (News::End(End::Error(SharedError::new(error))), None);
+                }
+                Poll::Ready(None) => return (News::End(End::Clean), None),
+            };
+            (news, Some(body.size_hint()))
+        }));
+        match polled {
+            Ok((news, hint)) => self.give_back(body, news, hint),
+            Err(payload) => {
+                let message = "the body panicked while one of its readers polled it; ask again";
+                let end = End::Error(SharedError::new(rejection(Reason::Panicked, message)));
+                self.give_back(body, News::End(end), None);
+                resume_unwind(payload)
+            }
+        }
+    }
+
+    fn give_back(&self, body: Pin<Box<B>>, news: News, hint: Option<SizeHint>) -> bool {
+        let mut after = After::default();
+        let mut body = Some(body);
+        let came = !matches!(news, News::Pending | News::Nothing);
+        let mut state = self.lock();
+        state.hint = hint.unwrap_or(state.hint.clone());
+        match news {
+            News::Pending => {}
+            News::Nothing => state.notified = true,
+            News::Data(bytes, last) => {
+                state.notified = true;
+                state.log.push(bytes, &mut after);
+                if last && !state.log.ended() {
+                    state.log.finish(End::Clean, &mut after);
+                }
+            }
+            News::End(end) => state.log.finish(end, &mut after),
+        }
+        state.upstream = match body.take_if(|_| !state.log.ended()) {
+            Some(body) => Upstream::Idle(body),
+            None => Upstream::Gone,
+        };
+        state.settle(&mut after);
+        drop(state);
+        // The others first: nothing of theirs depends on how the body goes.
+        after.run();
+        drop(body);
+        came
+    }
+}
+
+impl<B> FanOut<B> {
+    /// What the reader `key` is to do; it has `polled` the body in vain already, or not. `key` is gone with its end.
+    pub(super) fn turn(
+        &self,
+        key: &mut Option<Key>,
+        waker: &Waker,
+        wakers: &mut Wakers,
+        polled: bool,
+    ) -> Turn<B> {
+        let mut after = After::default();
+        let mut state = self.lock();
+        let turn = match &*key {
+            Some(key) => state.turn(key, waker, wakers, polled, &self.evicted, &mut after),
+            None => Turn::Over(End::Clean),
+        };
+        let body = match &turn {
+            Turn::Over(_) => key.take().and_then(|key| state.leave(key, &mut after)),
+            _ => None,
+        };
+        state.settle(&mut after);
+        drop(state);
+        after.run();
+        drop(body);
+        turn
+    }
+
+    pub(super) fn leave(&self, key: Key) {
+        let mut after = After::default();
+        let mut state = self.lock();
+        let body = state.leave(key, &mut after);
+        state.settle(&mut after);
+        drop(state);
+        after.run();
+        drop(body);
+    }
+
+    /// Whether nothing is left for `key`, not even trailers or an error, and how much it has to expect.
+    pub(super) fn rest(&self, key: &Key) -> (bool, SizeHint) {
+        let state = self.lock();
+        let mut hint = SizeHint::new();
+        let Some((any, ahead)) = state.log.ahead(key) else {
+            return (false, hint);
+        };
+        match state.log.end() {
+            None => {
+                hint.set_lower(state.hint.lower().saturating_add(ahead));
+                let upper = state.hint.upper();
+                if let Some(upper) = upper.and_then(|upper| upper.checked_add(ahead)) {
+                    hint.set_upper(upper);
+                }
+            }
+            Some(End::Clean) => hint.set_exact(ahead),
+            // A length found out late would have HTTP/1 announce it, and trailers go with chunks only.
+            Some(End::Trailers(_)) if state.hint.exact().is_some() => hint.set_exact(ahead),
+            // As for an error: a length would make what came before it look whole.
+            Some(_) => hint.set_lower(ahead),
+        }
+        (!any && matches!(state.log.end(), Some(End::Clean)), hint)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B: Send + 'static> Wake for FanOut<B> {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let mut after = After::default();
+        let mut state = self.lock();
+        state.notified = true;
+        state.settle(&mut after);
+        drop(state);
+        after.run();
+    }
+}
+
+// ===== impl State =====
+
+impl<B> State<B> {
+    fn turn(
+        &mut self,
+        key: &Key,
+        waker: &Waker,
+        wakers: &mut Wakers,
+        polled: bool,
+        evicted: &AtomicU64,
+        after: &mut After,
+    ) -> Turn<B> {
+        match self.log.next(key, after) {
+            Next::Chunk(bytes) => return Turn::Take(bytes),
+            Next::Over(end) => return Turn::Over(end),
+            Next::Nothing => {}
+        }
+        // From here on it is awake, until it is parked anew.
+        if let Some(waker) = self.log.unpark(key) {
+            wakers.parked = Some(waker);
+        }
+        let mut until = None;
+        if self.log.is_full() {
+            match self.log.stalled(clock::now(), after) {
+                Stalled::Until(due) => until = due,
+                Stalled::Evicted(readers) => {
+                    evicted.fetch_add(readers, Ordering::Relaxed);
+                }
+            }
+        }
+        if self.runnable() {
+            if polled {
+                return Turn::Pause;
+            }
+            self.notified = false;
+            if let Upstream::Idle(body) = std::mem::replace(&mut self.upstream, Upstream::Driven) {
+                return Turn::Drive(body);
+            }
+        }
+        match wakers.take(waker) {
+            Some(waker) => {
+                self.log.park(key, waker);
+                Turn::Wait(until)
+            }
+            None => Turn::Clone,
+        }
+    }
+
+    /// A poll of the body may bring something, and there is room for it.
+    fn runnable(&self) -> bool {
+        self.notified && matches!(self.upstream, Upstream::Idle(_)) && !self.log.is_full()
+    }
+
+    /// Wakes all who could poll the body, when that should be polled.
+    fn settle(&mut self, after: &mut After) {
+        if self.runnable() {
+            self.log.wake_all(after);
+        }
+    }
+
+    /// Gives `key` back, and the body out when it was the last.
+    fn leave(&mut self, key: Key, after: &mut After) -> Option<Pin<Box<B>>> {
+        self.log.leave(key, after);
+        if !self.log.abandoned() {
+            return None;
+        }
+        match std::mem::replace(&mut self.upstream, Upstream::Gone) {
+            Upstream::Idle(body) => Some(body),
+            Upstream::Driven | Upstream::Gone => None,
+        }
+    }
+}
+
+// ===== impl Origin =====
+
+impl<B> Origin<B> {
+    /// A reader of the whole body.
+    ///
+    /// # Errors
+    ///
+    /// When nobody came for so long that the others went on without the origin: the start of the body is gone.
+    pub(crate) fn reader(&self) -> Result<SharedBody<B>, BoxError> {
+        let joined = match &self.key {
+            Some(key) => self.shared.lock().log.join(key),
+            None => unreachable!("an origin has its key until it is dropped"),
+        };
+        match joined {
+            Ok(key) => Ok(SharedBody::reader(Reader::new(self.shared.clone(), key))),
+            Err(Evicted {
+                stall,
+                held,
+                others,
+            }) => {
+                let message = format!(
+                    "the start of the body was let go: for {stall:?} {held} bytes waited, and {others} readers, for more \
+                     of them to come; ask again, or raise max_buffer or stall"
+                );
+                Err(rejection(Reason::Timeout, message).into())
+            }
+        }
+    }
+}
+
+impl<B> Drop for Origin<B> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.shared.leave(key);
+        }
+    }
+}
+
+impl<B> fmt::Debug for Origin<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origin").finish_non_exhaustive()
+    }
+}
+
+// ===== impl Wakers =====
+
+impl Wakers {
+    /// One to be parked for `current`, unless that has to be cloned first.
+    fn take(&mut self, current: &Waker) -> Option<Waker> {
+        let parked = || self.parked.take_if(|parked| parked.will_wake(current));
+        self.cloned.take().or_else(parked)
+    }
+
+    pub(super) fn clone_from(&mut self, current: &Waker) {
+        self.parked = None;
+        self.cloned = Some(current.clone());
+    }
+}
+
+/// What one poll of the body brought.
+enum News {
+    Pending,
+    /// A frame of no kind that is known.
+    Nothing,
+    /// Data, and whether it is the last.
+    Data(Bytes, bool),
+    End(End),
+}
+
+impl News {
+    fn of(frame: Frame<Bytes>, over: impl FnOnce() -> bool) -> Self {
+        match frame.into_data() {
+            Ok(bytes) => Self::Data(bytes, over()),
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) => Self::End(End::Trailers(Arc::new(trailers))),
+                Err(_) => Self::Nothing,
+            },
+        }
+    }
+}
