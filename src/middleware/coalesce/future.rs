@@ -154,8 +154,8 @@ where
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
 {
     /// Before anything else: finds the flight of its key, or begins one.
-    fn join(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
-        let this = self.project();
+    fn join(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
+        let this = self.as_mut().project();
         let hub = Hub::<S, Y, P, Req>::of(this.state);
         let caller = this
             .caller
@@ -187,7 +187,10 @@ where
                     return Poll::Ready(Step::Again);
                 }
                 let asked = this.terms.priority;
-                Self::drive(hub, this.waiter, cabin, true, asked, cx)
+                match Self::drive(hub, this.waiter, cabin, true, asked, cx) {
+                    Poll::Pending => self.expire(cx),
+                    done => done,
+                }
             }
             Joined::Follow(ticket) => {
                 hub.stats.count(Cell::Followers);
@@ -221,8 +224,8 @@ where
     }
 
     /// In a flight: polls it when it is this caller's turn, and takes what comes of it.
-    fn wait(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
-        let this = self.project();
+    fn wait(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
+        let this = self.as_mut().project();
         let hub = Hub::<S, Y, P, Req>::of(this.state);
         let waiter = this.waiter.as_ref().expect("asked only of those who wait");
         let claim = waiter.claim;
@@ -239,14 +242,22 @@ where
             Asked::Wait { stale } => drop(stale),
             Asked::Over => return Poll::Ready(Self::land(hub, this.waiter)),
         }
+        self.expire(cx)
+    }
+
+    /// Leaves the flight when this caller's deadline has passed.
+    fn expire(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
+        let this = self.project();
         // Whoever has no deadline has no timer.
-        let Some(deadline) = this.terms.deadline else {
+        let (Some(deadline), Some(waiter)) = (this.terms.deadline, &*this.waiter) else {
             return Poll::Pending;
         };
+        let claim = waiter.claim;
         let patience = this
             .patience
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.moment())));
         ready!(patience.as_mut().poll(cx));
+        let hub = Hub::<S, Y, P, Req>::of(this.state);
         hub.stats.count(Cell::Deadline);
         *this.waiter = None;
         hub.leave(claim);
