@@ -182,7 +182,6 @@ impl<Y, P> CoalesceLayer<Y, P> {
         CoalesceHandle::new(self.state().clone())
     }
 
-    #[expect(dead_code, reason = "the HTTP form is next")]
     /// The same settings for another key and policy.
     pub(super) fn map_rules(self, map: impl FnOnce(&Y, &P) -> (Y, P)) -> Self {
         let (key, share) = map(&self.key, &self.share);
@@ -191,7 +190,6 @@ impl<Y, P> CoalesceLayer<Y, P> {
         this
     }
 
-    #[expect(dead_code, reason = "the HTTP form is next")]
     /// Where evicted readers of bodies are counted.
     pub(super) fn evicted(&self) -> &Arc<AtomicU64> {
         &self.settings.evicted

@@ -156,13 +156,14 @@
 //! for every call that nobody follows, and a runtime. Handing a baton from a leader that is dropped to the next waiter
 //! costs less than waking all, and leaves everybody stuck behind a leader that lives and is not polled.
 
-// What shares a body is not wired to the layer yet.
 mod body;
 mod courier;
+mod exact;
 mod flight;
 mod future;
 mod handle;
 mod hot;
+mod http;
 mod hub;
 mod key;
 mod layer;
@@ -174,11 +175,13 @@ mod service;
 mod shard;
 mod share;
 mod state;
+mod terms;
 mod work;
 
 pub use body::SharedBody;
 pub use future::ResponseFuture;
 pub use handle::{CoalesceHandle, CoalesceSnapshot};
+pub use http::{Credentials, HttpKey, HttpRequestKey, HttpShare};
 pub use key::{Facts, KeyBy, Terms};
 pub use layer::CoalesceLayer;
 pub use service::Coalesce;

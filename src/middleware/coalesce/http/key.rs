@@ -1,0 +1,179 @@
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, Request};
+use http_body::Body;
+
+use super::cache_control::{pragma_allows, request_allows};
+use super::options::Options;
+use crate::middleware::coalesce::exact::{Exact, Writer};
+use crate::middleware::coalesce::key::{Facts, KeyBy, Terms};
+use crate::middleware::coalesce::terms;
+
+/// Which HTTP requests are equal: `GET` and `HEAD` without a body, with the same target and the same listed headers.
+///
+/// Made by [`CoalesceLayer::http`](crate::coalesce::CoalesceLayer::http).
+///
+/// What else may tell callers apart is for [`header`](crate::coalesce::CoalesceLayer::header) to list: an `x-api-key`, a
+/// tenant. What is known of a caller by its connection alone, such as a client certificate, no header says: do not
+/// coalesce what is answered by that, or take a [`KeyBy`] of your own.
+///
+/// A key is one allocation.
+#[derive(Debug, Clone)]
+pub struct HttpKey {
+    options: Arc<Options>,
+}
+
+/// What equal HTTP requests have in common. Hosts are compared without regard to case, all else as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HttpRequestKey(Exact);
+
+/// What is done with a request that carries `Authorization` or `Cookie`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Credentials {
+    /// It goes alone.
+    #[default]
+    Bypass,
+    /// It is equal to requests with the same credentials, byte for byte.
+    ///
+    /// RFC 9111 §3.5 forbids a shared cache to answer others with what was sent to somebody who was authorized. Here
+    /// nobody is another: the server cannot tell who shares from each other.
+    InKey,
+}
+
+/// Headers whose presence makes a request go alone: it asks for a part, on a condition, for another protocol, for
+/// another method, or carries what only its connection knows. Whatever varies by them varies by nothing that is shared.
+const ALONE: [&str; 14] = [
+    "expect",
+    "http2-settings",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "proxy-authorization",
+    "range",
+    "transfer-encoding",
+    "upgrade",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+];
+
+/// What one look at the headers tells.
+struct Look<'a> {
+    host: Option<&'a HeaderValue>,
+    /// Bytes of listed values, with what surrounds them.
+    listed: usize,
+}
+
+// ===== impl HttpKey =====
+
+impl HttpKey {
+    pub(super) fn new(options: Arc<Options>) -> Self {
+        Self { options }
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// `None` when the request must go alone.
+    fn look<'a>(&self, headers: &'a HeaderMap) -> Option<Look<'a>> {
+        let mut look = Look {
+            host: None,
+            listed: 0,
+        };
+        for (name, value) in headers {
+            let listed = self.options.lists(name);
+            let allowed = match name.as_str() {
+                // Two hosts are one host to us and another to the next server.
+                "host" => look.host.replace(value).is_none(),
+                "authorization" | "cookie" => listed,
+                "cache-control" => request_allows(value),
+                "content-length" => value == "0",
+                "pragma" => pragma_allows(value),
+                name => !ALONE.contains(&name),
+            };
+            if !allowed {
+                return None;
+            }
+            if listed {
+                look.listed += Writer::FRAME + value.len();
+            }
+        }
+        Some(look)
+    }
+}
+
+impl<B: Body> KeyBy<Request<B>> for HttpKey {
+    type Key = HttpRequestKey;
+
+    fn key(&self, req: &Request<B>) -> Option<HttpRequestKey> {
+        let method = match *req.method() {
+            Method::GET => 0,
+            Method::HEAD => 1,
+            _ => return None,
+        };
+        if !req.body().is_end_stream() {
+            return None;
+        }
+        let Look { host, listed } = self.look(req.headers())?;
+        let uri = req.uri();
+        let authority = uri
+            .authority()
+            .map(|authority| authority.as_str().as_bytes());
+        let host = host.map(HeaderValue::as_bytes);
+        // A user and its password are credentials, and differ by case.
+        if [authority, host]
+            .into_iter()
+            .flatten()
+            .any(|host| host.contains(&b'@'))
+        {
+            return None;
+        }
+        let path = uri.path_and_query().map(|path| path.as_str().as_bytes());
+        // Two names for the same thing are one; a client may as well send another host than it connects to.
+        let host = host.filter(|host| {
+            !authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
+        });
+        let scheme = uri.scheme_str().map(str::as_bytes);
+        let room = [scheme, authority, host, path].into_iter().flatten();
+        let room = room.map(|part| part.len() + Writer::FRAME).sum::<usize>();
+
+        let mut key = Writer::new(1 + 4 + room + self.options.listed().len() + listed);
+        key.tag(method);
+        for part in [scheme, authority, host] {
+            match part {
+                Some(part) => key.lower(part),
+                None => key.absent(),
+            }
+        }
+        match path {
+            Some(path) => key.field(path),
+            None => key.absent(),
+        }
+        for name in self.options.listed() {
+            key.values(req.headers(), name);
+        }
+        Some(HttpRequestKey(key.finish()))
+    }
+
+    fn terms(&self, req: &Request<B>) -> Terms {
+        terms::terms(req)
+    }
+
+    fn prepare(&self, req: &mut Request<B>, flight: Facts) {
+        terms::prepare(req, flight);
+    }
+}
+
+/// Whether no request that has a key carries the header called `name`.
+pub(super) fn is_never_carried(name: &[u8]) -> bool {
+    let alone = ALONE.iter().chain(&["authorization", "cookie"]);
+    alone
+        .into_iter()
+        .any(|alone| name.eq_ignore_ascii_case(alone.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use http::header::{AUTHORIZATION, COOKIE};
+
+use super::options::Options;
+use super::{Credentials, HttpKey, HttpShare};
+use crate::middleware::coalesce::layer::CoalesceLayer;
+
+impl CoalesceLayer<HttpKey, HttpShare> {
+    /// A layer for HTTP: equal `GET` and `HEAD` requests, as [`HttpKey`] says, become one, and its response is shared as
+    /// far as [`HttpShare`] allows.
+    ///
+    /// ```
+    /// use http::header::ACCEPT_LANGUAGE;
+    /// use tower_flow::{Flow, coalesce::{CoalesceLayer, Credentials}};
+    ///
+    /// let flow = Flow::new("shop");
+    /// let layer = CoalesceLayer::http()
+    ///     .header(ACCEPT_LANGUAGE)
+    ///     .authorization(Credentials::InKey)
+    ///     .name("pages")
+    ///     .attach(&flow);
+    /// # let _ = layer;
+    /// ```
+    pub fn http() -> Self {
+        let options = Arc::new(Options::new());
+        let key = HttpKey::new(options.clone());
+        Self::with(key, HttpShare::new(options, Arc::default())).set_http(|_| {})
+    }
+
+    /// Only `Accept-Encoding` and `Cache-Control` (default) are in the key, or the header `name` too: all its values, in
+    /// their order. List whatever answers depend on; what a response says it [varies](HttpShare) by and is not listed is
+    /// not shared.
+    #[must_use]
+    pub fn header(self, name: HeaderName) -> Self {
+        self.set_http(|options| options.list(name))
+    }
+
+    /// Requests with `Authorization` go alone (default), or are equal to those with the same.
+    #[must_use]
+    pub fn authorization(self, credentials: Credentials) -> Self {
+        self.set_http(|options| options.credentials(AUTHORIZATION, credentials))
+    }
+
+    /// Requests with `Cookie` go alone (default), or are equal to those with the same.
+    #[must_use]
+    pub fn cookie(self, credentials: Credentials) -> Self {
+        self.set_http(|options| options.credentials(COOKIE, credentials))
+    }
+
+    /// 256 KiB (default) of a shared body, and one chunk beyond it, are held for readers that are behind the first.
+    #[must_use]
+    pub fn max_buffer(self, bytes: usize) -> Self {
+        self.set_http(|options| options.max_buffer = bytes)
+    }
+
+    /// For 5 seconds (default) a full buffer waits for its slowest reader. Then that reader gets an error and the others
+    /// go on.
+    #[must_use]
+    pub fn stall(self, stall: Duration) -> Self {
+        self.set_http(|options| options.stall = stall)
+    }
+
+    fn set_http(self, set: impl FnOnce(&mut Options)) -> Self {
+        let evicted = self.evicted().clone();
+        self.map_rules(|key, _| {
+            let mut options = key.options().clone();
+            set(&mut options);
+            let options = Arc::new(options);
+            (
+                HttpKey::new(options.clone()),
+                HttpShare::new(options, evicted),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
