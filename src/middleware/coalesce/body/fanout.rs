@@ -423,3 +423,8 @@ impl News {
         }
     }
 }
+
+#[cfg(all(test, tower_flow_loom))]
+mod models;
+#[cfg(all(test, not(tower_flow_loom)))]
+mod tests;

@@ -144,8 +144,9 @@ impl From<Evicted> for BoxError {
             others,
         }: Evicted,
     ) -> Self {
+        let s = if others == 1 { "" } else { "s" };
         let message = format!(
-            "this reader took nothing for {stall:?} while {held} bytes waited and {others} others; read faster, or raise \
+            "this reader took nothing for {stall:?} while {held} bytes waited and {others} other{s}; read faster, or raise \
              max_buffer or stall"
         );
         rejection(Reason::Timeout, message).into()
