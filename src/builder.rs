@@ -12,7 +12,7 @@ use tower_layer::Stack;
 ))]
 use crate::Flow;
 #[cfg(feature = "coalesce")]
-use crate::coalesce::CoalesceLayer;
+use crate::coalesce::{CoalesceLayer, HttpKey, HttpShare};
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
 #[cfg(feature = "shed")]
@@ -62,6 +62,16 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
         Y: Send + Sync + 'static,
     {
         self.add(CoalesceLayer::new(key).name(name).attach(flow))
+    }
+
+    /// Makes one call of equal reads of an HTTP service.
+    #[cfg(feature = "coalesce")]
+    fn http_coalesce(
+        self,
+        name: &str,
+        flow: &Flow,
+    ) -> ServiceBuilder<Stack<CoalesceLayer<HttpKey, HttpShare>, L>> {
+        self.add(CoalesceLayer::http().name(name).attach(flow))
     }
 
     /// Spares a backend called `name` what it would refuse.

@@ -4,6 +4,8 @@
 //! needs an option, stack them by hand in the order the preset's documentation gives.
 
 mod client;
+#[cfg(feature = "coalesce")]
+mod coalesce;
 mod server;
 #[cfg(feature = "shed")]
 mod shed;
@@ -17,6 +19,10 @@ use crate::outcome::GrpcClassifier;
 use crate::timing::{HttpTimingLayer, Route, TimingLayer};
 
 pub use client::{GrpcClient, grpc_client, grpc_client_with};
+#[cfg(feature = "coalesce")]
+pub use coalesce::{HttpClientCoalesced, http_client_coalesced};
+#[cfg(all(feature = "coalesce", feature = "shed"))]
+pub use coalesce::{HttpServerCoalesced, http_server_coalesced};
 pub use server::{GrpcServerObserved, grpc_server_observed, grpc_server_observed_with};
 #[cfg(feature = "shed")]
 pub use shed::{GrpcServer, HttpServer, grpc_server, grpc_server_with, http_server};

@@ -48,6 +48,7 @@ pin_project! {
     enum Kind<B> {
         Alone { #[pin] body: B },
         Reader { reader: Reader<B> },
+        Empty,
     }
 }
 
@@ -59,6 +60,11 @@ impl<B> SharedBody<B> {
         Self {
             kind: Kind::Alone { body },
         }
+    }
+
+    /// Nothing.
+    pub(super) fn empty() -> Self {
+        Self { kind: Kind::Empty }
     }
 
     fn reader(reader: Reader<B>) -> Self {
@@ -86,6 +92,7 @@ where
                 .poll_frame(cx)
                 .map(|frame| frame.map(|result| result.map_err(Into::into))),
             KindProjected::Reader { reader } => reader.poll_frame(cx),
+            KindProjected::Empty => Poll::Ready(None),
         }
     }
 
@@ -94,6 +101,7 @@ where
         match &self.kind {
             Kind::Alone { body } => body.is_end_stream(),
             Kind::Reader { reader } => reader.is_end_stream(),
+            Kind::Empty => true,
         }
     }
 
@@ -102,6 +110,7 @@ where
         match &self.kind {
             Kind::Alone { body } => body.size_hint(),
             Kind::Reader { reader } => reader.size_hint(),
+            Kind::Empty => SizeHint::with_exact(0),
         }
     }
 }
@@ -117,6 +126,7 @@ impl<B> fmt::Debug for SharedBody<B> {
         let kind = match &self.kind {
             Kind::Alone { .. } => "alone",
             Kind::Reader { .. } => "shared",
+            Kind::Empty => "empty",
         };
         f.debug_tuple("SharedBody").field(&kind).finish()
     }

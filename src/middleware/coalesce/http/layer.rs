@@ -63,6 +63,14 @@ impl CoalesceLayer<HttpKey, HttpShare> {
         self.set_http(|options| options.stall = stall)
     }
 
+    /// Failures of the layer, not of what is inside, are errors (default), or responses, as a server wants them: 504 when
+    /// a flight or a caller ran out of time, 508 for a request that would wait for itself, 500 after a panic, 503 with
+    /// `retry-after: 1` for one given up by another. `x-coalesce-reason` says why.
+    #[must_use]
+    pub fn respond(self, respond: bool) -> Self {
+        self.set_http(|options| options.respond = respond)
+    }
+
     fn set_http(self, set: impl FnOnce(&mut Options)) -> Self {
         let evicted = self.evicted().clone();
         self.map_rules(|key, _| {

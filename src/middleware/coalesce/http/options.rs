@@ -12,6 +12,8 @@ pub(super) struct Options {
     listed: Vec<HeaderName>,
     pub(super) max_buffer: usize,
     pub(super) stall: Duration,
+    /// Whether failures of the layer are responses.
+    pub(super) respond: bool,
 }
 
 // ===== impl Options =====
@@ -22,6 +24,7 @@ impl Options {
             listed: Vec::new(),
             max_buffer: 256 * 1024,
             stall: Duration::from_secs(5),
+            respond: false,
         };
         // Codings are never mixed. What a request says of caching is what it asks for.
         options.list(ACCEPT_ENCODING);

@@ -2,14 +2,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, RETRY_AFTER};
 use http::response::Parts;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::Body;
 
 use super::cache_control::{Permission, permission, varies_within};
 use super::options::Options;
-use crate::base::error::BoxError;
+use crate::base::error::{BoxError, Reason, Rejection};
 use crate::middleware::coalesce::body::{FanOut, Limits, Origin, SharedBody};
 use crate::middleware::coalesce::share::{Admit, Share, SharedError};
 
@@ -141,6 +141,26 @@ where
     fn last(&self, shared: Self::Shared) -> Result<Self::Response, BoxError> {
         let (head, origin) = shared.0?;
         Ok(Response::from_parts(head, origin.reader()?))
+    }
+
+    fn fail(&self, rejection: Rejection) -> Result<Self::Response, BoxError> {
+        if !self.options.respond {
+            return Err(rejection.into());
+        }
+        let mut response = Response::new(SharedBody::empty());
+        *response.status_mut() = match rejection.reason() {
+            Reason::Timeout | Reason::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Reason::Recursion => StatusCode::LOOP_DETECTED,
+            Reason::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let headers = response.headers_mut();
+        if rejection.reason() == Reason::Abandoned {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        let reason = HeaderValue::from_static(rejection.reason().as_str());
+        headers.insert("x-coalesce-reason", reason);
+        Ok(response)
     }
 }
 

@@ -268,3 +268,31 @@ proptest! {
         let _ = policy.split(result);
     }
 }
+
+#[test]
+fn failures_are_errors_or_responses() {
+    let rejection = |reason| Rejection::new("coalesce", reason, "told to");
+    let fail = |respond, reason| {
+        let policy = policy(|options| options.respond = respond);
+        let result: Result<Response<SharedBody<Full<Bytes>>>, BoxError> =
+            Share::<Response<Full<Bytes>>, BoxError>::fail(&policy, rejection(reason));
+        result
+    };
+    assert!(fail(false, Reason::Timeout).is_err());
+    for (reason, status) in [
+        (Reason::Timeout, 504),
+        (Reason::Deadline, 504),
+        (Reason::Recursion, 508),
+        (Reason::Panicked, 500),
+        (Reason::Abandoned, 503),
+    ] {
+        let response = fail(true, reason).unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.headers()["x-coalesce-reason"], reason.as_str());
+        assert_eq!(
+            response.headers().contains_key("retry-after"),
+            status == 503
+        );
+        assert!(response.body().is_end_stream());
+    }
+}

@@ -1,0 +1,55 @@
+use tower_layer::Stack;
+
+use crate::Flow;
+use crate::coalesce::{CoalesceLayer, HttpKey, HttpShare};
+use crate::timing::{HttpTimingLayer, TimingLayer};
+
+/// The layer of [`http_client_coalesced`].
+pub type HttpClientCoalesced = Stack<CoalesceLayer<HttpKey, HttpShare>, HttpTimingLayer>;
+
+/// The layer of [`http_server_coalesced`].
+#[cfg(feature = "shed")]
+pub type HttpServerCoalesced =
+    Stack<crate::shed::HttpShedLayer, Stack<CoalesceLayer<HttpKey, HttpShare>, HttpTimingLayer>>;
+
+/// For an HTTP client: timing of all requests as one route, and inside it coalescing of equal reads.
+///
+/// What one flight answers, many callers get: put nothing between them that knows who asks.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Empty;
+/// use tower::{Layer as _, service_fn};
+/// use tower_flow::{Flow, coalesce::CoalesceLayer, preset};
+///
+/// let flow = Flow::new("shop");
+/// let layer = CoalesceLayer::http().name("stock");
+/// let client = preset::http_client_coalesced(layer, &flow);
+/// # let _ = client.layer(service_fn(async |_: http::Request<Empty<Bytes>>| {
+/// #     Ok::<_, std::io::Error>(http::Response::new(Empty::<Bytes>::new()))
+/// # }));
+/// ```
+pub fn http_client_coalesced(
+    layer: CoalesceLayer<HttpKey, HttpShare>,
+    flow: &Flow,
+) -> HttpClientCoalesced {
+    let timing = TimingLayer::new("http_client").attach(flow).http();
+    Stack::new(layer.attach(flow), timing)
+}
+
+/// For an HTTP server: timing of all requests as one route, inside it coalescing of equal reads, and innermost adaptive
+/// shedding, so that those who follow take no slot. Failures of the coalescing are responses.
+///
+/// Authentication belongs outside, or its header into the key; see [`CoalesceLayer::authorization`].
+#[cfg(feature = "shed")]
+pub fn http_server_coalesced(
+    layer: CoalesceLayer<HttpKey, HttpShare>,
+    flow: &Flow,
+) -> HttpServerCoalesced {
+    let shed = crate::shed::ShedLayer::adaptive()
+        .name("http_server")
+        .http();
+    let timing = TimingLayer::new("http_server").attach(flow).http();
+    let coalesced = Stack::new(layer.respond(true).attach(flow), timing);
+    Stack::new(shed.attach(flow), coalesced)
+}
