@@ -13,8 +13,10 @@
 //! Cost: a frame takes the lock once from a reader that is behind, twice from the one that drives. A chunk is cloned, not
 //! copied. The wakers of those that wait are taken out to one allocation.
 
+mod end;
 mod fanout;
 mod log;
+mod origin;
 mod reader;
 
 use std::borrow::Cow;
@@ -29,8 +31,9 @@ use pin_project_lite::pin_project;
 use self::reader::Reader;
 use crate::base::error::{BoxError, Reason, Rejection};
 
-pub(crate) use fanout::{FanOut, Origin};
+pub(crate) use fanout::FanOut;
 pub(crate) use log::Limits;
+pub(crate) use origin::Origin;
 
 pin_project! {
     /// The body of a response that several callers may share.
@@ -136,3 +139,6 @@ impl<B> fmt::Debug for SharedBody<B> {
 fn rejection(reason: Reason, message: impl Into<Cow<'static, str>>) -> Rejection {
     Rejection::new("coalesce", reason, message)
 }
+
+#[cfg(all(test, not(tower_flow_loom)))]
+mod tests;

@@ -16,12 +16,10 @@
 //!   of its reader, which wakes itself.
 //! - The waker holds the fan-out, which may hold the body, which may hold the waker. The last claim breaks the circle.
 
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Wake, Waker};
 
 #[cfg(not(tower_flow_loom))]
 use std::sync::{Mutex, MutexGuard};
@@ -30,14 +28,15 @@ use std::sync::{Mutex, MutexGuard};
 use loom::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, SizeHint};
 
-use super::super::share::SharedError;
-use super::log::{After, End, Evicted, Key, Limits, Log, Next, Stalled};
-use super::reader::Reader;
-use super::{SharedBody, rejection};
+use super::end::{End, Evicted};
+use super::log::{After, Key, Limits, Log, Next, Stalled};
+use super::origin::Origin;
 use crate::base::clock::{self, Instant};
-use crate::base::error::{BoxError, Reason};
+use crate::base::error::BoxError;
+
+mod drive;
 
 /// A body that several read.
 pub(crate) struct FanOut<B> {
@@ -58,12 +57,6 @@ enum Upstream<B> {
     Idle(Pin<Box<B>>),
     Driven,
     Gone,
-}
-
-/// The claim at the start of a body: with it the body is whole for readers to come.
-pub(crate) struct Origin<B> {
-    shared: Arc<FanOut<B>>,
-    key: Option<Key>,
 }
 
 /// What a reader is to do.
@@ -128,66 +121,6 @@ where
             key: Some(origin),
         }
     }
-
-    /// Polls the body that [`Turn::Drive`] gave out, once. Whether anything came of it.
-    ///
-    /// # Panics
-    ///
-    /// When the body does; every reader has an error to take then.
-    pub(super) fn drive(self: &Arc<Self>, mut body: Pin<Box<B>>) -> bool {
-        let waker = Waker::from(self.clone());
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            let frame = body.as_mut().poll_frame(&mut Context::from_waker(&waker));
-            let news = match frame {
-                Poll::Pending => News::Pending,
-                Poll::Ready(Some(Ok(frame))) => News::of(frame, || body.is_end_stream()),
-                Poll::Ready(Some(Err(error))) => {
-                    return (News::End(End::Error(SharedError::new(error))), None);
-                }
-                Poll::Ready(None) => return (News::End(End::Clean), None),
-            };
-            (news, Some(body.size_hint()))
-        }));
-        match polled {
-            Ok((news, hint)) => self.give_back(body, news, hint),
-            Err(payload) => {
-                let message = "the body panicked while one of its readers polled it; ask again";
-                let end = End::Error(SharedError::new(rejection(Reason::Panicked, message)));
-                self.give_back(body, News::End(end), None);
-                resume_unwind(payload)
-            }
-        }
-    }
-
-    fn give_back(&self, body: Pin<Box<B>>, news: News, hint: Option<SizeHint>) -> bool {
-        let mut after = After::default();
-        let mut body = Some(body);
-        let came = !matches!(news, News::Pending | News::Nothing);
-        let mut state = self.lock();
-        state.hint = hint.unwrap_or(state.hint.clone());
-        match news {
-            News::Pending => {}
-            News::Nothing => state.notified = true,
-            News::Data(bytes, last) => {
-                state.notified = true;
-                state.log.push(bytes, &mut after);
-                if last && !state.log.ended() {
-                    state.log.finish(End::Clean, &mut after);
-                }
-            }
-            News::End(end) => state.log.finish(end, &mut after),
-        }
-        state.upstream = match body.take_if(|_| !state.log.ended()) {
-            Some(body) => Upstream::Idle(body),
-            None => Upstream::Gone,
-        };
-        state.settle(&mut after);
-        drop(state);
-        // The others first: nothing of theirs depends on how the body goes.
-        after.run();
-        drop(body);
-        came
-    }
 }
 
 impl<B> FanOut<B> {
@@ -214,6 +147,11 @@ impl<B> FanOut<B> {
         after.run();
         drop(body);
         turn
+    }
+
+    /// A new claim beside `origin`.
+    pub(super) fn join(&self, origin: &Key) -> Result<Key, Evicted> {
+        self.lock().log.join(origin)
     }
 
     pub(super) fn leave(&self, key: Key) {
@@ -343,50 +281,6 @@ impl<B> State<B> {
     }
 }
 
-// ===== impl Origin =====
-
-impl<B> Origin<B> {
-    /// A reader of the whole body.
-    ///
-    /// # Errors
-    ///
-    /// When nobody came for so long that the others went on without the origin: the start of the body is gone.
-    pub(crate) fn reader(&self) -> Result<SharedBody<B>, BoxError> {
-        let joined = match &self.key {
-            Some(key) => self.shared.lock().log.join(key),
-            None => unreachable!("an origin has its key until it is dropped"),
-        };
-        match joined {
-            Ok(key) => Ok(SharedBody::reader(Reader::new(self.shared.clone(), key))),
-            Err(Evicted {
-                stall,
-                held,
-                others,
-            }) => {
-                let message = format!(
-                    "the start of the body was let go: for {stall:?} {held} bytes waited, and {others} readers, for more \
-                     of them to come; ask again, or raise max_buffer or stall"
-                );
-                Err(rejection(Reason::Timeout, message).into())
-            }
-        }
-    }
-}
-
-impl<B> Drop for Origin<B> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.shared.leave(key);
-        }
-    }
-}
-
-impl<B> fmt::Debug for Origin<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Origin").finish_non_exhaustive()
-    }
-}
-
 // ===== impl Wakers =====
 
 impl Wakers {
@@ -399,28 +293,6 @@ impl Wakers {
     pub(super) fn clone_from(&mut self, current: &Waker) {
         self.parked = None;
         self.cloned = Some(current.clone());
-    }
-}
-
-/// What one poll of the body brought.
-enum News {
-    Pending,
-    /// A frame of no kind that is known.
-    Nothing,
-    /// Data, and whether it is the last.
-    Data(Bytes, bool),
-    End(End),
-}
-
-impl News {
-    fn of(frame: Frame<Bytes>, over: impl FnOnce() -> bool) -> Self {
-        match frame.into_data() {
-            Ok(bytes) => Self::Data(bytes, over()),
-            Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => Self::End(End::Trailers(Arc::new(trailers))),
-                Err(_) => Self::Nothing,
-            },
-        }
     }
 }
 

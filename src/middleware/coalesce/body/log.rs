@@ -21,15 +21,12 @@
 //! of a waker may drop a task, and with it another reader of this log.
 
 use std::collections::VecDeque;
-use std::io;
-use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 
-use super::super::share::SharedError;
+use super::end::{End, Evicted, wrong_length};
 use crate::base::clock::Instant;
 
 /// How much may be held, and for whom.
@@ -91,26 +88,6 @@ struct Claim {
     /// It holds the log for readers to come, and reads nothing.
     origin: bool,
     waker: Option<Waker>,
-}
-
-/// How a body ended, for one of its readers.
-#[derive(Debug, Clone)]
-pub(super) enum End {
-    Clean,
-    Trailers(Arc<HeaderMap>),
-    Error(SharedError),
-    Evicted(Evicted),
-}
-
-/// What a reader was evicted from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Evicted {
-    /// How long it held up the others.
-    pub(super) stall: Duration,
-    /// The bytes that waited for it.
-    pub(super) held: usize,
-    /// The readers that went on.
-    pub(super) others: usize,
 }
 
 /// What a claim finds where it stands.
@@ -404,23 +381,6 @@ impl Log {
             self.wake_all(after);
         }
     }
-}
-
-#[cold]
-fn wrong_length(written: u64, promised: Option<u64>) -> SharedError {
-    let promised = promised.unwrap_or_default();
-    let error = if written < promised {
-        let message = format!(
-            "body ended after {written} of {promised} bytes that its content-length promised; ask again"
-        );
-        io::Error::new(io::ErrorKind::UnexpectedEof, message)
-    } else {
-        let message = format!(
-            "body went on to {written} bytes where its content-length promised {promised}; ask again"
-        );
-        io::Error::new(io::ErrorKind::InvalidData, message)
-    };
-    SharedError::new(error)
 }
 
 // ===== impl After =====

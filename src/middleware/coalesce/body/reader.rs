@@ -8,10 +8,9 @@ use tokio::runtime::{Handle, Id};
 use tokio::time::{Sleep, sleep_until};
 
 use super::fanout::{FanOut, Turn, Wakers};
-use super::log::{End, Evicted, Key};
-use super::rejection;
+use super::log::Key;
 use crate::base::clock::Instant;
-use crate::base::error::{BoxError, Reason};
+use crate::base::error::BoxError;
 
 /// One of those who read a body.
 pub(super) struct Reader<B> {
@@ -118,37 +117,5 @@ impl<B> Drop for Reader<B> {
         if let Some(key) = self.key.take() {
             self.shared.leave(key);
         }
-    }
-}
-
-// ===== impl End =====
-
-impl End {
-    /// What one of the readers gets of it.
-    fn frame(self) -> Option<Result<Frame<Bytes>, BoxError>> {
-        match self {
-            Self::Clean => None,
-            // The last of them gets the trailers themselves.
-            Self::Trailers(trailers) => Some(Ok(Frame::trailers(Arc::unwrap_or_clone(trailers)))),
-            Self::Error(error) => Some(Err(error.into())),
-            Self::Evicted(evicted) => Some(Err(evicted.into())),
-        }
-    }
-}
-
-impl From<Evicted> for BoxError {
-    fn from(
-        Evicted {
-            stall,
-            held,
-            others,
-        }: Evicted,
-    ) -> Self {
-        let s = if others == 1 { "" } else { "s" };
-        let message = format!(
-            "this reader took nothing for {stall:?} while {held} bytes waited and {others} other{s}; read faster, or raise \
-             max_buffer or stall"
-        );
-        rejection(Reason::Timeout, message).into()
     }
 }

@@ -1,12 +1,17 @@
 //! Every interleaving of readers that drive, a body that is woken, and readers that leave.
 
+use std::pin::Pin;
 use std::sync::Arc as StdArc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use loom::sync::{Arc, Condvar};
 use loom::thread;
 
+use http_body::Frame;
+
+use super::super::SharedBody;
 use super::*;
 
 /// A body of one chunk that is there as soon as `ready` says so. Whoever sets that wakes the waker of the last poll.
@@ -85,16 +90,39 @@ fn open(wire: &Arc<Wire>, max_buffer: usize) -> Origin<Source> {
     FanOut::open(body, limits, None, StdArc::default())
 }
 
-/// Reads to the end as a task would: polls, and polls again only when it was woken.
-fn reads(body: SharedBody<Source>) -> Vec<u8> {
-    let mut body = std::pin::pin!(body);
+/// A task on a thread of its own: sleeps until it is woken, and for ever if it never is, which the model reports.
+#[derive(Default)]
+struct Task {
+    woken: Mutex<bool>,
+    wakes: Condvar,
+}
+
+impl Wake for Task {
+    fn wake(self: StdArc<Self>) {
+        *self.woken.lock().unwrap() = true;
+        self.wakes.notify_one();
+    }
+}
+
+impl Task {
+    fn sleep(&self) {
+        let mut woken = self.woken.lock().unwrap();
+        while !std::mem::take(&mut *woken) {
+            woken = self.wakes.wait(woken).unwrap();
+        }
+    }
+}
+
+/// Reads to the end as a task would: polls again only when it was woken.
+fn reads(mut body: SharedBody<Source>) -> Vec<u8> {
+    let task = StdArc::new(Task::default());
+    let waker = Waker::from(task.clone());
     let mut read = Vec::new();
     loop {
-        let polled =
-            loom::future::block_on(std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
-        match polled {
-            Some(frame) => read.extend_from_slice(&frame.unwrap().into_data().unwrap()),
-            None => return read,
+        match Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker)) {
+            Poll::Pending => task.sleep(),
+            Poll::Ready(Some(frame)) => read.extend(frame.unwrap().into_data().unwrap()),
+            Poll::Ready(None) => return read,
         }
     }
 }

@@ -1,18 +1,26 @@
 //! One thread, and a body that does what a script says.
 
+#![allow(clippy::unwrap_used)] // A test that fails here has failed.
+
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::HeaderMap;
+use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full};
 use tokio_test::task::{Spawn, spawn};
 use tokio_test::{assert_pending, assert_ready};
 
+use super::super::SharedBody;
 use super::*;
-use crate::base::error::{self, Rejection};
+use crate::base::error::{self, Reason, Rejection};
 
 const STALL: Duration = Duration::from_secs(5);
 

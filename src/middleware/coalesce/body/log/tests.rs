@@ -1,8 +1,10 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Wake;
 
 use proptest::prelude::*;
 
+use super::super::super::share::SharedError;
 use super::*;
 use crate::base::clock;
 

@@ -1,0 +1,83 @@
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+
+use super::super::share::SharedError;
+use super::rejection;
+use crate::base::error::{BoxError, Reason};
+
+/// How a body ended, for one of its readers.
+#[derive(Debug, Clone)]
+pub(super) enum End {
+    Clean,
+    Trailers(Arc<HeaderMap>),
+    Error(SharedError),
+    Evicted(Evicted),
+}
+
+/// What a reader was evicted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Evicted {
+    /// How long it held up the others.
+    pub(super) stall: Duration,
+    /// The bytes that waited for it.
+    pub(super) held: usize,
+    /// The readers that went on.
+    pub(super) others: usize,
+}
+
+/// What is said of a body of `written` bytes where another number was promised.
+#[cold]
+pub(super) fn wrong_length(written: u64, promised: Option<u64>) -> SharedError {
+    let promised = promised.unwrap_or_default();
+    let error = if written < promised {
+        let message = format!(
+            "body ended after {written} of {promised} bytes that its content-length promised; ask again"
+        );
+        io::Error::new(io::ErrorKind::UnexpectedEof, message)
+    } else {
+        let message = format!(
+            "body went on to {written} bytes where its content-length promised {promised}; ask again"
+        );
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    };
+    SharedError::new(error)
+}
+
+// ===== impl End =====
+
+impl End {
+    /// What one of the readers gets of it.
+    pub(super) fn frame(self) -> Option<Result<Frame<Bytes>, BoxError>> {
+        match self {
+            Self::Clean => None,
+            // The last of them gets the trailers themselves.
+            Self::Trailers(trailers) => Some(Ok(Frame::trailers(Arc::unwrap_or_clone(trailers)))),
+            Self::Error(error) => Some(Err(error.into())),
+            Self::Evicted(evicted) => Some(Err(evicted.into())),
+        }
+    }
+}
+
+// ===== impl Evicted =====
+
+impl From<Evicted> for BoxError {
+    fn from(
+        Evicted {
+            stall,
+            held,
+            others,
+        }: Evicted,
+    ) -> Self {
+        let s = if others == 1 { "" } else { "s" };
+        let message = format!(
+            "this reader took nothing for {stall:?} while {held} bytes waited and {others} other{s}; read faster, or raise \
+             max_buffer or stall"
+        );
+        rejection(Reason::Timeout, message).into()
+    }
+}
