@@ -5,13 +5,15 @@
 //!
 //! Memory is bounded by `max_buffer` and one chunk beyond it. When that much waits for the slowest and another wants
 //! more, the others wait for it: for `stall`, and then they go on without it. It gets an error, never a clean end.
-//! The time is told by the tokio runtime of the reader that waits. Outside of any it waits for as long as it takes.
+//! The time is told by the tokio runtime of the reader that waits, which has to have its timers enabled. Outside of any a
+//! reader waits for as long as it takes.
 //!
 //! An error of the body, and an end that comes before the length its headers promised, reach every reader. A panic is the
 //! reader's that polled; the others get an error.
 //!
-//! Cost: a frame takes the lock once from a reader that is behind, twice from the one that drives. A chunk is cloned, not
-//! copied. The wakers of those that wait are taken out to one allocation.
+//! Cost: a reader that is behind takes the lock once for a frame, the one that drives three times, and once more to leave a
+//! waker it has not left before. A chunk is cloned, not copied. The wakers of those that wait are taken out to one
+//! allocation, and a wait for room is a timer.
 
 mod end;
 mod fanout;
@@ -38,8 +40,9 @@ pub(crate) use origin::Origin;
 pin_project! {
     /// The body of a response that several callers may share.
     ///
-    /// Each reads the whole of it, at its own pace: see [the module](super) for what happens to one that does not.
-    /// Frames, `size_hint` and `is_end_stream` are those of the body that is shared, for what is left to this reader.
+    /// Each reads the whole of it, at its own pace. One that takes nothing for too long while others want more gets an
+    /// error, [`Reason::Timeout`]; an error of the body, and an end before its promised length, reach all. Frames,
+    /// `size_hint` and `is_end_stream` are those of the body, for what is left to this reader.
     pub struct SharedBody<B> {
         #[pin]
         kind: Kind<B>,

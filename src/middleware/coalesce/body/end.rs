@@ -1,3 +1,5 @@
+//! How a body ends, and what its readers are told.
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;

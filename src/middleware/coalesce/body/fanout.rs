@@ -10,8 +10,9 @@
 //! - `notified` says that a poll may bring something: there was none yet, the last brought a frame, or the body's waker was
 //!   woken since the last began. A poll clears it *before* it begins; a wake during it is seen when the body is put back.
 //! - Whenever the lock is let go: if the body is idle, notified, and there is room for more, no reader is parked. Each
-//!   that was has been taken out to be woken, and each can drive. [`State::settle`] sees to that after every step. So no wake
-//!   is lost, whichever of the readers is dropped or not polled again.
+//!   that was has been taken out to be woken, and each can drive, so that no wake is lost, whichever of the readers is
+//!   dropped or not polled again. [`State::settle`] sees to that where the body becomes idle or notified; where room comes,
+//!   the log does, for whoever parks while it is full waits for room.
 //! - A body that wakes its waker and returns `Pending` in one poll asks for a pause: it is not polled again in the same poll
 //!   of its reader, which wakes itself.
 //! - The waker holds the fan-out, which may hold the body, which may hold the waker. The last claim breaks the circle.
@@ -142,7 +143,6 @@ impl<B> FanOut<B> {
             Turn::Over(_) => key.take().and_then(|key| state.leave(key, &mut after)),
             _ => None,
         };
-        state.settle(&mut after);
         drop(state);
         after.run();
         drop(body);
@@ -158,7 +158,6 @@ impl<B> FanOut<B> {
         let mut after = After::default();
         let mut state = self.lock();
         let body = state.leave(key, &mut after);
-        state.settle(&mut after);
         drop(state);
         after.run();
         drop(body);

@@ -1,3 +1,5 @@
+//! What keeps the start of a body for those who come late.
+
 use std::fmt;
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! One of those who read a body: takes what there is, else drives, else waits.
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,7 +14,6 @@ use super::log::Key;
 use crate::base::clock::Instant;
 use crate::base::error::BoxError;
 
-/// One of those who read a body.
 pub(super) struct Reader<B> {
     shared: Arc<FanOut<B>>,
     /// `None` when it has had its end.

@@ -1,3 +1,5 @@
+//! One poll of the body, by one reader for all.
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,7 +32,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    /// Polls the body that [`Turn::Drive`] gave out, once. Whether anything came of it.
+    /// Polls the body that [`Turn::Drive`](super::Turn::Drive) gave out, once. Whether anything came of it.
     ///
     /// # Panics
     ///

@@ -146,10 +146,9 @@ fn two_readers_read_all_whoever_drives() {
     });
 }
 
-/// The one that drives may be the one that goes, with the wake that was meant for it.
-#[test]
-fn a_reader_that_leaves_takes_no_wake_with_it() {
-    loom::model(|| {
+/// The one that drives may be the one that goes, or that is kept and not polled again, with the wake that was meant for it.
+fn one_polls_no_more(keeps: bool) {
+    loom::model(move || {
         let wire = Wire::new(false);
         let origin = open(&wire, 100);
         let [a, mut b] = [origin.reader().unwrap(), origin.reader().unwrap()];
@@ -160,13 +159,23 @@ fn a_reader_that_leaves_takes_no_wake_with_it() {
         });
         let other = thread::spawn(move || {
             let _ = Pin::new(&mut b).poll_frame(&mut Context::from_waker(Waker::noop()));
-            drop(b);
+            keeps.then_some(b)
         });
         assert_eq!(reads(a), b"ab");
-        other.join().unwrap();
+        drop(other.join().unwrap());
         brings.join().unwrap();
         assert_eq!(wire.dropped.load(SeqCst), 1);
     });
+}
+
+#[test]
+fn a_reader_that_leaves_takes_no_wake_with_it() {
+    one_polls_no_more(false);
+}
+
+#[test]
+fn a_reader_that_is_kept_and_not_polled_holds_up_nobody() {
+    one_polls_no_more(true);
 }
 
 #[test]
