@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName};
 
 /// The fields, for good. Shows how long they are and not what they say: there may be credentials in them.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Exact(Box<[u8]>);
+pub(super) struct Exact(Vec<u8>);
 
 /// Writes the fields, always in the same order.
 pub(super) struct Writer(Vec<u8>);
@@ -56,8 +56,13 @@ impl Writer {
         self.absent();
     }
 
+    /// How many bytes were written.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn finish(self) -> Exact {
-        Exact(self.0.into_boxed_slice())
+        Exact(self.0)
     }
 }
 

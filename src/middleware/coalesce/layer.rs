@@ -190,6 +190,10 @@ impl<Y, P> CoalesceLayer<Y, P> {
         this
     }
 
+    pub(super) fn key(&self) -> &Y {
+        &self.key
+    }
+
     /// Where evicted readers of bodies are counted.
     pub(super) fn evicted(&self) -> &Arc<AtomicU64> {
         &self.settings.evicted

@@ -161,12 +161,14 @@ mod courier;
 mod exact;
 mod flight;
 mod future;
+mod grpc;
 mod handle;
 mod hot;
 mod http;
 mod hub;
 mod key;
 mod layer;
+mod listed;
 mod map;
 mod memory;
 mod metrics;
@@ -175,15 +177,24 @@ mod service;
 mod shard;
 mod share;
 mod state;
+mod target;
 mod terms;
 mod work;
 
+// Its page is where the gRPC layer is; without that it is here.
+#[doc(no_inline)]
+pub use crate::base::descriptor::DescriptorError;
 pub use body::SharedBody;
 pub use future::ResponseFuture;
+pub use grpc::{
+    GrpcBody, GrpcCoalesce, GrpcCoalesceLayer, GrpcKey, GrpcRequestKey, GrpcResponseFuture,
+    GrpcShare,
+};
 pub use handle::{CoalesceHandle, CoalesceSnapshot};
-pub use http::{Credentials, HttpKey, HttpRequestKey, HttpShare};
+pub use http::{HttpKey, HttpRequestKey, HttpShare};
 pub use key::{Facts, KeyBy, Terms};
 pub use layer::CoalesceLayer;
+pub use listed::Credentials;
 pub use service::Coalesce;
 pub use share::{Admit, ArcError, CloneResult, Share, ShareExt, SharedError, When};
 pub use state::{OnLeaderDrop, Readiness};

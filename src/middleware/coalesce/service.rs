@@ -40,7 +40,6 @@ impl<S, Y, P> Coalesce<S, Y, P> {
     }
 
     /// The call of one who has no other to make.
-    #[expect(dead_code, reason = "the gRPC form is next")]
     pub(super) fn start<Req>(self, req: Req) -> ResponseFuture<S, Y, P, Req>
     where
         S: Service<Req> + Send + 'static,

@@ -7,6 +7,7 @@ use super::cache_control::{pragma_allows, request_allows};
 use super::options::Options;
 use crate::middleware::coalesce::exact::{Exact, Writer};
 use crate::middleware::coalesce::key::{Facts, KeyBy, Terms};
+use crate::middleware::coalesce::target::Target;
 use crate::middleware::coalesce::terms;
 
 /// Which HTTP requests are equal: `GET` and `HEAD` without a body, with the same target and the same listed headers.
@@ -26,19 +27,6 @@ pub struct HttpKey {
 /// What equal HTTP requests have in common. Hosts are compared without regard to case, all else as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HttpRequestKey(Exact);
-
-/// What is done with a request that carries `Authorization` or `Cookie`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Credentials {
-    /// It goes alone.
-    #[default]
-    Bypass,
-    /// It is equal to requests with the same credentials, byte for byte.
-    ///
-    /// RFC 9111 §3.5 forbids a shared cache to answer others with what was sent to somebody who was authorized. Here
-    /// nobody is another: the server cannot tell who shares from each other.
-    InKey,
-}
 
 /// Headers whose presence makes a request go alone: it asks for a part, on a condition, for another protocol, for
 /// another method, or carries what only its connection knows. Whatever varies by them varies by nothing that is shared.
@@ -84,7 +72,7 @@ impl HttpKey {
             listed: 0,
         };
         for (name, value) in headers {
-            let listed = self.options.lists(name);
+            let listed = self.options.listed.contains(name);
             let allowed = match name.as_str() {
                 // Two hosts are one host to us and another to the next server.
                 "host" => look.host.replace(value).is_none(),
@@ -118,43 +106,13 @@ impl<B: Body> KeyBy<Request<B>> for HttpKey {
             return None;
         }
         let Look { host, listed } = self.look(req.headers())?;
-        let uri = req.uri();
-        let authority = uri
-            .authority()
-            .map(|authority| authority.as_str().as_bytes());
-        let host = host.map(HeaderValue::as_bytes);
-        // A user and its password are credentials, and differ by case.
-        if [authority, host]
-            .into_iter()
-            .flatten()
-            .any(|host| host.contains(&b'@'))
-        {
-            return None;
-        }
-        let path = uri.path_and_query().map(|path| path.as_str().as_bytes());
-        // Two names for the same thing are one; a client may as well send another host than it connects to.
-        let host = host.filter(|host| {
-            !authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
-        });
-        let scheme = uri.scheme_str().map(str::as_bytes);
-        let room = [scheme, authority, host, path].into_iter().flatten();
-        let room = room.map(|part| part.len() + Writer::FRAME).sum::<usize>();
-
-        let mut key = Writer::new(1 + 4 + room + self.options.listed().len() + listed);
+        let target = Target::of(req.uri(), host)?;
+        let room = 1 + target.room() + self.options.listed.room(listed);
+        let mut key = Writer::new(room);
         key.tag(method);
-        for part in [scheme, authority, host] {
-            match part {
-                Some(part) => key.lower(part),
-                None => key.absent(),
-            }
-        }
-        match path {
-            Some(path) => key.field(path),
-            None => key.absent(),
-        }
-        for name in self.options.listed() {
-            key.values(req.headers(), name);
-        }
+        target.write(&mut key);
+        self.options.listed.write(req.headers(), &mut key);
+        debug_assert!(key.len() <= room, "a key is one allocation");
         Some(HttpRequestKey(key.finish()))
     }
 

@@ -5,8 +5,9 @@ use http::HeaderName;
 use http::header::{AUTHORIZATION, COOKIE};
 
 use super::options::Options;
-use super::{Credentials, HttpKey, HttpShare};
+use super::{HttpKey, HttpShare};
 use crate::middleware::coalesce::layer::CoalesceLayer;
+use crate::middleware::coalesce::listed::Credentials;
 
 impl CoalesceLayer<HttpKey, HttpShare> {
     /// A layer for HTTP: equal `GET` and `HEAD` requests, as [`HttpKey`] says, become one, and its response is shared as
@@ -35,19 +36,19 @@ impl CoalesceLayer<HttpKey, HttpShare> {
     /// not shared.
     #[must_use]
     pub fn header(self, name: HeaderName) -> Self {
-        self.set_http(|options| options.list(name))
+        self.set_http(|options| options.listed.add(name))
     }
 
     /// Requests with `Authorization` go alone (default), or are equal to those with the same.
     #[must_use]
     pub fn authorization(self, credentials: Credentials) -> Self {
-        self.set_http(|options| options.credentials(AUTHORIZATION, credentials))
+        self.set_http(|options| options.listed.credentials(AUTHORIZATION, credentials))
     }
 
     /// Requests with `Cookie` go alone (default), or are equal to those with the same.
     #[must_use]
     pub fn cookie(self, credentials: Credentials) -> Self {
-        self.set_http(|options| options.credentials(COOKIE, credentials))
+        self.set_http(|options| options.listed.credentials(COOKIE, credentials))
     }
 
     /// 256 KiB (default) of a shared body, and one chunk beyond it, are held for readers that are behind the first.

@@ -6,5 +6,5 @@ mod layer;
 mod options;
 mod share;
 
-pub use key::{Credentials, HttpKey, HttpRequestKey};
+pub use key::{HttpKey, HttpRequestKey};
 pub use share::HttpShare;

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use crate::base::clock;
 use crate::base::deadline::Deadline;
 use crate::base::priority::Priority;
+use crate::middleware::coalesce::listed::Credentials;
 
 type Req = Request<Full<bytes::Bytes>>;
 
@@ -22,9 +23,11 @@ fn rules(set: impl FnOnce(&mut Options)) -> HttpKey {
 
 fn both_in_key() -> HttpKey {
     rules(|options| {
-        options.credentials(AUTHORIZATION, Credentials::InKey);
-        options.credentials(COOKIE, Credentials::InKey);
-        options.list(HeaderName::from_static("accept"));
+        options
+            .listed
+            .credentials(AUTHORIZATION, Credentials::InKey);
+        options.listed.credentials(COOKIE, Credentials::InKey);
+        options.listed.add(HeaderName::from_static("accept"));
     })
 }
 
@@ -336,7 +339,7 @@ proptest! {
             req.headers_mut().insert(&name, HeaderValue::from_str(token).unwrap());
             req
         };
-        for rules in [both_in_key(), rules(|_| {}), rules(|options| options.list(name.clone()))] {
+        for rules in [both_in_key(), rules(|_| {}), rules(|options| options.listed.add(name.clone()))] {
             let keys = (rules.key(&with(&one, &tokens.0)), rules.key(&with(&two, &tokens.1)));
             if let (Some(one), Some(two)) = keys && tokens.0 != tokens.1 {
                 prop_assert_ne!(one, two);

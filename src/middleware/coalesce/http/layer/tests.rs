@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::header::{HeaderValue, SET_COOKIE};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Empty, Full};
-use tower::{Service, ServiceExt as _, service_fn};
+use tower::util::BoxCloneService;
+use tower::{ServiceExt as _, service_fn};
 use tower_layer::Layer as _;
 
 use crate::base::clock;
@@ -18,19 +19,14 @@ use crate::middleware::coalesce::body::SharedBody;
 
 type Req = Request<Empty<Bytes>>;
 type Layer = CoalesceLayer<HttpKey, HttpShare>;
+type Calls = BoxCloneService<Req, Response<SharedBody<Full<Bytes>>>, BoxError>;
 type Answer = Result<Response<SharedBody<Full<Bytes>>>, BoxError>;
 
 /// A backend that takes 100 ms, says who asked, and keeps what it was asked.
 fn backend(
     layer: &Layer,
     headers: &'static [(&'static str, &'static str)],
-) -> (
-    impl Service<Req, Response = Response<SharedBody<Full<Bytes>>>, Error = BoxError, Future: Send>
-    + Clone
-    + Send
-    + 'static,
-    Arc<Mutex<Vec<Req>>>,
-) {
+) -> (Calls, Arc<Mutex<Vec<Req>>>) {
     let asked = Arc::<Mutex<Vec<Req>>>::default();
     let kept = asked.clone();
     let service = layer.layer(service_fn(move |req: Req| {
@@ -52,7 +48,7 @@ fn backend(
             Ok::<_, Infallible>(response)
         }
     }));
-    (service, asked)
+    (BoxCloneService::new(service), asked)
 }
 
 fn get(user: Option<&'static str>) -> Req {
@@ -75,13 +71,7 @@ async fn text(answer: Answer) -> Bytes {
         .to_bytes()
 }
 
-async fn all<S>(service: &S, reqs: impl IntoIterator<Item = Req>) -> Vec<Answer>
-where
-    S: Service<Req, Response = Response<SharedBody<Full<Bytes>>>, Error = BoxError, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-{
+async fn all(service: &Calls, reqs: impl IntoIterator<Item = Req>) -> Vec<Answer> {
     let calls = reqs.into_iter().map(|req| service.clone().oneshot(req));
     futures_util::future::join_all(calls).await
 }

@@ -10,7 +10,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 use proptest::prelude::*;
 
-use crate::middleware::coalesce::http::Credentials;
+use crate::middleware::coalesce::listed::Credentials;
 
 type Res = Result<Response<Full<Bytes>>, Infallible>;
 
@@ -102,16 +102,18 @@ fn vary_must_be_agreed_on() {
         assert_eq!(vary(&plain, names), Admit::LeaderOnly, "{names}");
     }
     let listing = policy(|options| {
-        options.list(HeaderName::from_static("origin"));
-        options.credentials(AUTHORIZATION, Credentials::InKey);
+        options.listed.add(HeaderName::from_static("origin"));
+        options
+            .listed
+            .credentials(AUTHORIZATION, Credentials::InKey);
     });
     assert_eq!(
         vary(&listing, "Origin, authorization, cookie"),
         Admit::Share
     );
     let back = policy(|options| {
-        options.credentials(COOKIE, Credentials::InKey);
-        options.credentials(COOKIE, Credentials::Bypass);
+        options.listed.credentials(COOKIE, Credentials::InKey);
+        options.listed.credentials(COOKIE, Credentials::Bypass);
     });
     assert_eq!(vary(&back, "cookie"), Admit::Share);
 }
