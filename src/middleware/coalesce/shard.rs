@@ -377,6 +377,8 @@ impl<C: Cargo> Shard<C> {
                 Left::Orphans
             }
             Some(orphan) => {
+                // Whoever comes from now on did not follow this leader.
+                self.unlist(ticket.slot, debris);
                 self.flight(ticket).orphan = Some(orphan);
                 Left::Orphans
             }
