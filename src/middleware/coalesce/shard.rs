@@ -546,6 +546,15 @@ impl<C: Cargo> Shard<C> {
                 debris.swept.push(entry.remove().0);
             }
         }
+        if self.kept.is_empty() && self.kept.capacity() > SPARES {
+            self.shrink();
+        }
+    }
+
+    /// Gives back what many keys took and few do not need.
+    fn shrink(&mut self) {
+        self.table.shrink_to(SPARES, |entry| entry.hash);
+        self.kept.shrink_to(SPARES);
     }
 
     /// The flight is over and has nobody left.
@@ -572,7 +581,7 @@ impl<C: Cargo> Shard<C> {
             self.flights = Vec::new();
             self.vacant = Vec::new();
             self.spare = None;
-            self.table.shrink_to(SPARES, |entry| entry.hash);
+            self.shrink();
         }
     }
 }
