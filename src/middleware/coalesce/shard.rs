@@ -607,3 +607,6 @@ impl<C: Cargo> Debris<C> {
         self.work.take()
     }
 }
+
+#[cfg(all(test, not(tower_flow_loom)))]
+mod tests;
