@@ -12,7 +12,7 @@ use tower_layer::Stack;
 ))]
 use crate::Flow;
 #[cfg(feature = "coalesce")]
-use crate::coalesce::{CoalesceLayer, HttpKey, HttpShare};
+use crate::coalesce::{CoalesceLayer, GrpcCoalesceLayer, HttpKey, HttpShare};
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
 #[cfg(feature = "shed")]
@@ -72,6 +72,17 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
         flow: &Flow,
     ) -> ServiceBuilder<Stack<CoalesceLayer<HttpKey, HttpShare>, L>> {
         self.add(CoalesceLayer::http().name(name).attach(flow))
+    }
+
+    /// Makes one call of equal calls of those unary gRPC methods, given by their paths.
+    #[cfg(feature = "coalesce")]
+    fn grpc_coalesce<M: Into<String>>(
+        self,
+        name: &str,
+        flow: &Flow,
+        methods: impl IntoIterator<Item = M>,
+    ) -> ServiceBuilder<Stack<GrpcCoalesceLayer, L>> {
+        self.add(CoalesceLayer::grpc(methods).name(name).attach(flow))
     }
 
     /// Spares a backend called `name` what it would refuse.

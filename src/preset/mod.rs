@@ -20,9 +20,13 @@ use crate::timing::{HttpTimingLayer, Route, TimingLayer};
 
 pub use client::{GrpcClient, grpc_client, grpc_client_with};
 #[cfg(feature = "coalesce")]
-pub use coalesce::{HttpClientCoalesced, http_client_coalesced};
+pub use coalesce::{
+    GrpcClientCoalesced, HttpClientCoalesced, grpc_client_coalesced, http_client_coalesced,
+};
 #[cfg(all(feature = "coalesce", feature = "shed"))]
-pub use coalesce::{HttpServerCoalesced, http_server_coalesced};
+pub use coalesce::{
+    GrpcServerCoalesced, HttpServerCoalesced, grpc_server_coalesced, http_server_coalesced,
+};
 pub use server::{GrpcServerObserved, grpc_server_observed, grpc_server_observed_with};
 #[cfg(feature = "shed")]
 pub use shed::{GrpcServer, HttpServer, grpc_server, grpc_server_with, http_server};

@@ -67,7 +67,7 @@ impl CoalesceLayer<GrpcKey, GrpcShare> {
             options.methods.insert(path.into());
         }
         GrpcCoalesceLayer {
-            layer: Self::with(GrpcKey::new(Arc::new(options)), GrpcShare),
+            layer: Self::with(GrpcKey::new(Arc::new(options)), GrpcShare::default()),
         }
     }
 }
@@ -125,6 +125,14 @@ impl GrpcCoalesceLayer {
     #[must_use]
     pub fn max_message(self, max: usize) -> Self {
         self.set(|options| options.max_message = max)
+    }
+
+    /// Failures of the layer, not of what is inside, are errors (default), or responses with a status in their headers, as
+    /// a server wants them: DEADLINE_EXCEEDED when a call or its caller ran out of time, INTERNAL after a panic,
+    /// UNAVAILABLE when another gave it up. With feature `tonic` a tonic server reads the same from the errors.
+    #[must_use]
+    pub fn respond(self, respond: bool) -> Self {
+        self.with(|layer| layer.share(GrpcShare::new(respond)))
     }
 
     /// What all forms have is as [`CoalesceLayer`] has it (default), or as `with` sets it.

@@ -1,10 +1,10 @@
-use http::header::SET_COOKIE;
+use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::response::Parts;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::Body;
 
 use super::body::{GrpcBody, Whole};
-use crate::base::error::BoxError;
+use crate::base::error::{BoxError, Rejection};
 use crate::base::outcome::{Code, GRPC_STATUS};
 use crate::middleware::coalesce::share::{Admit, Share, SharedError};
 
@@ -16,14 +16,22 @@ use crate::middleware::coalesce::share::{Admit, Share, SharedError};
 /// its message: UNAVAILABLE and RESOURCE_EXHAUSTED too, since those who wait would only ask an ailing server again, side
 /// by side. A response that is longer than may be collected, or sets a cookie, is its leader's alone.
 #[derive(Debug, Clone, Copy, Default)]
-#[non_exhaustive]
-pub struct GrpcShare;
+pub struct GrpcShare {
+    /// Whether failures of the layer are responses.
+    respond: bool,
+}
 
 /// A response that many get.
 #[derive(Debug)]
 pub struct GrpcShared(Result<(Parts, Whole), SharedError>);
 
 // ===== impl GrpcShare =====
+
+impl GrpcShare {
+    pub(super) fn new(respond: bool) -> Self {
+        Self { respond }
+    }
+}
 
 impl<B, E> Share<Response<GrpcBody<B>>, E> for GrpcShare
 where
@@ -81,6 +89,22 @@ where
     fn last(&self, shared: GrpcShared) -> Result<Self::Response, BoxError> {
         let (head, whole) = shared.0?;
         Ok(Response::from_parts(head, GrpcBody::whole(whole)))
+    }
+
+    fn fail(&self, rejection: Rejection) -> Result<Self::Response, BoxError> {
+        if !self.respond {
+            return Err(rejection.into());
+        }
+        let code = Code::of_reason(rejection.reason());
+        let mut response = Response::new(GrpcBody::whole(Whole::default()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(GRPC_STATUS, HeaderValue::from(code.index() as u64));
+        // No character of the message needs percent-encoding.
+        if let Ok(message) = HeaderValue::try_from(rejection.to_string()) {
+            headers.insert("grpc-message", message);
+        }
+        Ok(response)
     }
 }
 
