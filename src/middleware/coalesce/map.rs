@@ -236,3 +236,6 @@ impl<C: Cargo> fmt::Debug for Map<C> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, tower_flow_loom))]
+mod models;
