@@ -13,6 +13,7 @@
 //! 2.5 seconds · `--json` prints one JSON object and nothing else on stdout · `--hold` keeps serving until Ctrl-C
 
 mod accounting;
+mod arrivals;
 #[path = "../echo/mod.rs"]
 mod echo;
 mod load;

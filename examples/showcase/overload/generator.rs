@@ -7,13 +7,13 @@ use std::error::Error as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tower_flow::BoxError;
 
+use crate::arrivals::{Random, apart};
 use crate::echo::{EchoClient, Note};
 
 const CONNECTIONS: usize = 4;
@@ -152,16 +152,6 @@ async fn connect(addr: SocketAddr) -> Result<Vec<EchoClient<Channel>>, BoxError>
     Ok(stubs)
 }
 
-async fn apart<T: Send + 'static>(
-    load: impl Future<Output = Result<T, BoxError>> + Send + 'static,
-) -> Result<T, BoxError> {
-    let run = move || {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(load)
-    };
-    tokio::task::spawn_blocking(run).await?
-}
-
 // ===== impl End =====
 
 impl End {
@@ -174,24 +164,5 @@ impl End {
             Code::Unavailable | Code::ResourceExhausted => Self::Refused,
             _ => Self::Failed(status),
         }
-    }
-}
-
-/// splitmix64.
-#[derive(Debug)]
-struct Random(u64);
-
-// ===== impl Random =====
-
-impl Random {
-    /// Until the next of `rate` independent arrivals a second.
-    fn gap(&mut self, rate: f64) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        // Within (0, 1], so that its logarithm is finite.
-        let draw = ((mixed >> 11) + 1) as f64 / (1_u64 << 53) as f64;
-        Duration::from_secs_f64(-draw.ln() / rate)
     }
 }
