@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use serde_json::Value;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_flow::clock;
+use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcClientLayer, GrpcServerLayer, RequestBody};
 use tower_flow::metrics::Format;
@@ -108,6 +109,23 @@ async fn busy() -> Flow {
     let throttle = ThrottleLayer::new("th \"\\\n").attach(&flow);
     let throttled = throttle.layer(service_fn(async |_: u8| Ok::<_, BoxError>(())));
     throttled.oneshot(1).await.unwrap();
+
+    let coalesce = CoalesceLayer::new(|req: &u8| Some(*req).filter(|req| *req > 0))
+        .name("co \"\\\n")
+        .attach(&flow);
+    let coalesced = coalesce.layer(service_fn(async |req: u8| {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok::<_, BoxError>(req)
+    }));
+    // One leads, one follows, one has no key, and one leads a flight that is left.
+    let asked = [1, 1, 0].map(|req| coalesced.clone().oneshot(req));
+    let answered = futures_util::future::try_join_all(asked).await.unwrap();
+    assert_eq!(answered, [1, 1, 0]);
+    let mut left = tokio_test::task::spawn(coalesced.oneshot(2));
+    assert!(left.poll().is_pending());
+    drop(left);
+    let seen = coalesce.handle().snapshot();
+    assert_eq!((seen.leaders, seen.followers, seen.shared), (2, 1, 1));
 
     let pool = ConnPool::builder(connect::http())
         .name("p \"\\\n")
@@ -210,6 +228,21 @@ async fn pythons_parser_takes_the_openmetrics_text() {
     assert_eq!(family("own")["type"], "counter");
     assert_eq!(
         family("tower_flow_timing_duration_seconds")["type"],
+        "histogram"
+    );
+    let requests = family("tower_flow_coalesce_requests");
+    assert_eq!(requests["type"], "counter");
+    let samples = requests["samples"].as_array().unwrap();
+    let counted = |role: &str| {
+        let of = samples.iter().filter(|sample| sample[1]["role"] == role);
+        of.map(|sample| sample[2].as_f64().unwrap()).sum::<f64>()
+    };
+    assert_eq!(
+        ["leader", "follower", "bypass"].map(counted),
+        [2.0, 1.0, 1.0]
+    );
+    assert_eq!(
+        family("tower_flow_coalesce_wait_seconds")["type"],
         "histogram"
     );
     let handling = family("grpc_server_handling_seconds");
