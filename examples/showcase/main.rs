@@ -7,13 +7,16 @@
 //! *Overload*: the same service with a scarce database behind it, bare, with tower's layers and with tower-flow, offered
 //! up to ten times what it can do.
 //!
+//! *Coalesce*: a thousand callers read from a hyper server that is not up to it, bare, and with equal reads made one.
+//!
 //! It exits with 0 only if the books agree and no call went astray; how fast this machine is does not matter.
 //!
 //! `--seconds N` drives accounting for N seconds (10) and each load of the overload for a quarter of that, within 1.1 and
-//! 2.5 seconds · `--json` prints one JSON object and nothing else on stdout · `--hold` keeps serving until Ctrl-C
+//! 2.5 seconds; coalesce's callers read for 3N/20, within 0.5 and 1.5 · `--json` prints one JSON object and nothing else on stdout · `--hold` keeps serving until Ctrl-C
 
 mod accounting;
 mod arrivals;
+mod coalesce;
 #[path = "../echo/mod.rs"]
 mod echo;
 mod load;
@@ -74,7 +77,9 @@ async fn main() -> Result<ExitCode, BoxError> {
     // Each act drives real traffic and returns its part of the report; later ones are added to this list.
     let (accounting, live) = accounting::run(&options).await?;
     let overload = overload::run(&options, &live.flow).await?;
-    let acts: Vec<Box<dyn Act>> = vec![Box::new(accounting), Box::new(overload)];
+    let coalesce = coalesce::run(&options, &live.flow).await?;
+    let acts: Vec<Box<dyn Act>> =
+        vec![Box::new(accounting), Box::new(overload), Box::new(coalesce)];
 
     if options.json {
         println!("{}", report::json(&acts, &live.url));
