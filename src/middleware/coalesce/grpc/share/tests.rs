@@ -1,13 +1,13 @@
 use super::*;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty};
 use proptest::prelude::*;
 
 use super::super::body::{Begun, Rest};
-use crate::base::error::{Reason, Rejection};
+use crate::base::error::Reason;
 
 /// A body that may fail.
 type Inner = UnsyncBoxBody<Bytes, &'static str>;
@@ -37,7 +37,7 @@ fn only_headers(statuses: &[&[u8]]) -> Response<GrpcBody<Inner>> {
 
 fn admit(response: Response<GrpcBody<Inner>>) -> Admit {
     let result: Res = Ok(response);
-    GrpcShare.admit(&result)
+    GrpcShare::default().admit(&result)
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn what_was_not_read_to_its_end_is_not_shared() {
     );
     assert_eq!(admit(begun(Rest::Failed(Some("cut")))), Admit::Retry);
     let result: Res = Ok(begun(Rest::Failed(None)));
-    let shared = GrpcShare.split(result);
+    let shared = GrpcShare::default().split(result);
     assert!(join(&shared).is_err());
 }
 
@@ -126,11 +126,11 @@ fn a_cookie_is_for_one() {
 #[test]
 fn errors_are_shared_unless_they_are_about_the_caller() {
     let of = |reason| Err(Rejection::new("inner", reason, "no").into());
-    let admit = |result: Res| GrpcShare.admit(&result);
+    let admit = |result: Res| GrpcShare::default().admit(&result);
     assert_eq!(admit(of(Reason::Deadline)), Admit::Retry);
     assert_eq!(admit(of(Reason::Limit)), Admit::Share);
     assert_eq!(admit(Err("refused".into())), Admit::Share);
-    let shared = GrpcShare.split(of(Reason::Limit) as Res);
+    let shared = GrpcShare::default().split(of(Reason::Limit) as Res);
     let error = join(&shared).unwrap_err();
     assert_eq!(
         Rejection::find(error.as_ref()).unwrap().reason(),
@@ -139,7 +139,7 @@ fn errors_are_shared_unless_they_are_about_the_caller() {
 }
 
 fn join(shared: &GrpcShared) -> Res {
-    Share::<Response<GrpcBody<Inner>>, BoxError>::join(&GrpcShare, shared)
+    Share::<Response<GrpcBody<Inner>>, BoxError>::join(&GrpcShare::default(), shared)
 }
 
 #[tokio::test]
@@ -149,9 +149,9 @@ async fn headers_message_and_trailers_reach_all() {
         .headers_mut()
         .insert("x", HeaderValue::from_static("1"));
     response.extensions_mut().insert(7u8);
-    let shared = GrpcShare.split(Ok(response) as Res);
+    let shared = GrpcShare::default().split(Ok(response) as Res);
     let one = join(&shared).unwrap();
-    let last = Share::<Response<GrpcBody<Inner>>, BoxError>::last(&GrpcShare, shared);
+    let last = Share::<Response<GrpcBody<Inner>>, BoxError>::last(&GrpcShare::default(), shared);
     for response in [one, last.unwrap()] {
         assert_eq!(response.headers()["x"], "1");
         assert_eq!(response.extensions().get(), Some(&7u8));
@@ -181,5 +181,27 @@ proptest! {
             _ => None,
         };
         prop_assert!(!shared || code.is_some_and(|code| code < 17 && ![1, 4, 7, 16].contains(&code)));
+    }
+}
+
+#[test]
+fn failures_are_errors_or_responses() {
+    let fail = |respond, reason| {
+        let rejection = Rejection::new("coalesce", reason, "told to");
+        let policy = GrpcShare::new(respond);
+        Share::<Response<GrpcBody<Inner>>, BoxError>::fail(&policy, rejection)
+    };
+    assert!(fail(false, Reason::Timeout).is_err());
+    for (reason, status) in [
+        (Reason::Timeout, "4"),
+        (Reason::Deadline, "4"),
+        (Reason::Recursion, "13"),
+        (Reason::Panicked, "13"),
+        (Reason::Abandoned, "14"),
+    ] {
+        let response = fail(true, reason).unwrap();
+        assert_eq!(response.headers()["grpc-status"], status);
+        assert_eq!(response.headers()["grpc-message"], "coalesce: told to");
+        assert!(response.body().is_end_stream());
     }
 }
