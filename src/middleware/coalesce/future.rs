@@ -253,11 +253,14 @@ where
             return Poll::Pending;
         };
         let claim = waiter.claim;
-        let patience = this
-            .patience
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.moment())));
-        ready!(patience.as_mut().poll(cx));
         let hub = Hub::<S, Y, P, Req>::of(this.state);
+        if this.patience.is_none() {
+            *this.patience = hub.timer(Some(deadline.moment())).map(Box::pin);
+        }
+        let Some(patience) = this.patience else {
+            return Poll::Pending;
+        };
+        ready!(patience.as_mut().poll(cx));
         hub.stats.count(Cell::Deadline);
         *this.waiter = None;
         hub.leave(claim);

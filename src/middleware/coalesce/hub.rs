@@ -2,9 +2,12 @@ use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
+use tokio::runtime::Handle;
+use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::flight::{Cargo, Failure, Others};
@@ -30,6 +33,8 @@ where
     pub(super) settings: Settings,
     pub(super) stats: Arc<Stats>,
     pub(super) this: Weak<Self>,
+    /// A runtime without timers was met: nothing is timed from then on.
+    timeless: AtomicBool,
 }
 
 /// The layer's functions.
@@ -100,6 +105,7 @@ where
             settings: state.settings.clone(),
             stats: state.stats.clone(),
             this: this.clone(),
+            timeless: AtomicBool::new(false),
         })
     }
 
@@ -232,8 +238,8 @@ where
         }
         if timed && let Some(timeout) = self.settings.flight_timeout {
             let mut timer = cabin.project().timer;
-            if timer.is_none() && tokio::runtime::Handle::try_current().is_ok() {
-                timer.set(Some(tokio::time::sleep(timeout)));
+            if timer.is_none() {
+                timer.set(self.timer(clock::now().checked_add(timeout)));
             }
             if let Some(timer) = timer.as_pin_mut()
                 && timer.poll(cx).is_ready()
@@ -242,6 +248,18 @@ where
             }
         }
         Poll::Pending
+    }
+
+    /// Ends at `until`, if there is anybody to tell the time: a runtime, and one that has timers.
+    pub(super) fn timer(&self, until: Option<Instant>) -> Option<Sleep> {
+        let until = until?;
+        if self.timeless.load(Ordering::Relaxed) || Handle::try_current().is_err() {
+            return None;
+        }
+        // Nothing says whether a runtime has timers but the panic of one that has none.
+        let timer = catch_unwind(|| tokio::time::sleep_until(until)).ok();
+        self.timeless.store(timer.is_none(), Ordering::Relaxed);
+        timer
     }
 
     /// The result of a flight is there, and its work is dropped.
@@ -282,8 +300,13 @@ where
                 if let Cell::Unshareable = how {
                     self.map.remember(hash, clock::now());
                 }
-                let own = own.filter(|_| landing.leader).map(Own::Result);
+                let (own, nobodys) = match landing.leader {
+                    true => (own.map(Own::Result), None),
+                    false => (None, own),
+                };
                 self.map.publish(claim, own, others, keep, &mut debris);
+                // Its destructor may panic too: those who wait have been told.
+                drop(nobodys);
             }
             Err(payload) => self.crash(claim, payload),
         }

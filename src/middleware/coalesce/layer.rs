@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use super::handle::CoalesceHandle;
 use super::hub::Policy;
 use super::service::Coalesce;
-use super::share::ArcError;
+use super::share::{ArcError, Keep};
 use super::state::{OnLeaderDrop, Readiness, Settings, State};
 use crate::base::executor::{Executor, TokioExecutor};
 use crate::base::flow::Flow;
@@ -104,7 +104,10 @@ impl<Y, P> CoalesceLayer<Y, P> {
     ///
     /// When `grace` is longer than a minute: take a cache.
     #[must_use]
-    pub fn grace(self, grace: Duration) -> Self {
+    pub fn grace(self, grace: Duration) -> Self
+    where
+        P: Keep,
+    {
         assert!(
             grace <= Duration::from_secs(60),
             "a grace of {grace:?} is longer than a minute; take a cache"

@@ -92,12 +92,17 @@ impl<C: Cargo> Map<C> {
         priority: Priority,
         now: impl Fn() -> Instant,
     ) -> (u32, Joined<C>) {
-        let mut debris = Debris::default();
-        let shard = self.index(hash);
-        let joined = self
-            .lock(shard)
-            .join(hash.0, key, priority, now, &mut debris);
-        (shard as u32, joined)
+        let index = self.index(hash);
+        let mut shard = self.lock(index);
+        if shard.kept() > 0 {
+            let mut debris = Debris::default();
+            shard.sweep(now(), &mut debris);
+            // Before the caller has a place: their destructors may panic.
+            drop(shard);
+            drop(debris);
+            shard = self.lock(index);
+        }
+        (index as u32, shard.join(hash.0, key, priority, now))
     }
 
     pub(super) fn ask(&self, claim: Claim, waker: &Waker) -> Asked<C> {

@@ -152,18 +152,15 @@ impl<C: Cargo> Shard<C> {
         }
     }
 
-    /// A caller with `key`, which is taken if it leads. `now` is asked only if there is something to compare with.
+    /// A caller with `key`, which is taken if it leads. `now` is asked only if there is something to compare with. Kept
+    /// results that fell due were [swept](Self::sweep).
     pub(super) fn join(
         &mut self,
         hash: u64,
         key: &mut Option<C::Key>,
         priority: Priority,
         now: impl Fn() -> Instant,
-        debris: &mut Debris<C>,
     ) -> Joined<C> {
-        if !self.kept.is_empty() {
-            self.sweep(now(), debris);
-        }
         if self.memory.knows(hash, &now) {
             return Joined::Alone(Bypass::Unshareable);
         }
@@ -533,7 +530,7 @@ impl<C: Cargo> Shard<C> {
     }
 
     /// Takes out kept results that fell due.
-    fn sweep(&mut self, now: Instant, debris: &mut Debris<C>) {
+    pub(super) fn sweep(&mut self, now: Instant, debris: &mut Debris<C>) {
         while let Some(&(until, hash, id)) = self.kept.front()
             && until <= now
         {

@@ -37,6 +37,19 @@ pub trait Share<Res, Err> {
     }
 }
 
+/// A policy whose results can be had again and again, for a [grace](crate::coalesce::CoalesceLayer::grace).
+///
+/// A policy that shares something which is read once, such as a body, is none.
+#[diagnostic::on_unimplemented(
+    message = "what `{Self}` shares is gone once it is read, and cannot be kept for a grace",
+    note = "implement `Keep` for a policy of your own whose results can be had again and again"
+)]
+pub trait Keep {}
+
+impl Keep for ArcError {}
+impl Keep for CloneResult {}
+impl<P: Keep, F> Keep for When<P, F> {}
+
 /// Who may have a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admit {

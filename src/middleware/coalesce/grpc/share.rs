@@ -6,7 +6,7 @@ use http_body::Body;
 use super::body::{GrpcBody, Whole};
 use crate::base::error::{BoxError, Rejection};
 use crate::base::outcome::{Code, GRPC_STATUS};
-use crate::middleware::coalesce::share::{Admit, Share, SharedError};
+use crate::middleware::coalesce::share::{Admit, Keep, Share, SharedError};
 
 /// Shares gRPC responses by their status; headers, message and trailers alike. Errors are shared as [`SharedError`]s.
 ///
@@ -26,6 +26,8 @@ pub struct GrpcShare {
 pub struct GrpcShared(Result<(Parts, Whole), SharedError>);
 
 // ===== impl GrpcShare =====
+
+impl Keep for GrpcShare {}
 
 impl GrpcShare {
     pub(super) fn new(respond: bool) -> Self {

@@ -21,7 +21,7 @@ use crate::middleware::coalesce::share::{Admit, Share, SharedError};
 /// any of it so that it cannot be read. Of the statuses some are about the one who asked; then each asks for itself.
 ///
 /// How long a response is fresh does not matter: it is not stored, and `max-age=0` forbids to use it later, not to have
-/// asked for it together. With a [`grace`](crate::coalesce::CoalesceLayer::grace) it is used later.
+/// asked for it together.
 #[derive(Debug, Clone)]
 pub struct HttpShare {
     options: Arc<Options>,

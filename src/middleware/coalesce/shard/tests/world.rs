@@ -445,7 +445,8 @@ impl World {
                 looked.set(true);
                 now
             };
-            shard.join(hash(name), &mut key, priority, clock, debris)
+            shard.sweep(now, debris);
+            shard.join(hash(name), &mut key, priority, clock)
         });
         let found = match joined {
             Joined::Lead(ticket, spare) => {
