@@ -51,7 +51,7 @@ pub fn http_client_coalesced(
     flow: &Flow,
 ) -> HttpClientCoalesced {
     let timing = TimingLayer::new("http_client").attach(flow).http();
-    Stack::new(layer.attach(flow), timing)
+    Stack::new(layer.name_or("http_client").attach(flow), timing)
 }
 
 /// For an HTTP server: timing of all requests as one route, inside it coalescing of equal reads, and innermost adaptive
@@ -67,7 +67,8 @@ pub fn http_server_coalesced(
         .name("http_server")
         .http();
     let timing = TimingLayer::new("http_server").attach(flow).http();
-    let coalesced = Stack::new(layer.respond(true).attach(flow), timing);
+    let layer = layer.name_or("http_server").respond(true);
+    let coalesced = Stack::new(layer.attach(flow), timing);
     Stack::new(shed.attach(flow), coalesced)
 }
 
@@ -84,6 +85,7 @@ pub fn http_server_coalesced(
 /// # let _ = layer;
 /// ```
 pub fn grpc_client_coalesced(layer: GrpcCoalesceLayer, flow: &Flow) -> GrpcClientCoalesced {
+    let layer = layer.with(|layer| layer.name_or("grpc_client"));
     let layer = Stack::new(layer.attach(flow), grpc_client(flow));
     #[cfg(feature = "tonic")]
     let layer = Stack::new(crate::grpc::TonicBodyLayer::new(), layer);
@@ -100,6 +102,7 @@ pub fn grpc_server_coalesced(layer: GrpcCoalesceLayer, flow: &Flow) -> GrpcServe
     let shed = crate::shed::ShedLayer::adaptive()
         .name("grpc_server")
         .grpc();
+    let layer = layer.with(|layer| layer.name_or("grpc_server"));
     let coalesced = Stack::new(layer.respond(true).attach(flow), grpc_server_observed(flow));
     Stack::new(shed.attach(flow), coalesced)
 }

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
@@ -162,7 +163,9 @@ where
             .as_mut()
             .expect("a response future is not polled after it is done");
         let Some((hash, key)) = caller.key.take() else {
-            hub.stats.count(Cell::NoKey);
+            let paused = this.state.paused.load(Ordering::Relaxed);
+            hub.stats
+                .count(if paused { Cell::Paused } else { Cell::NoKey });
             return Poll::Ready(Step::Alone);
         };
         let mut key = Some(key);
@@ -323,7 +326,10 @@ where
                     Err(shared) => share.join(&shared),
                 }
             }
-            Verdict::Released => return Step::Alone,
+            Verdict::Released => {
+                hub.stats.count(Cell::Released);
+                return Step::Alone;
+            }
             Verdict::Anew => return Step::Again,
             Verdict::Failed(why) => share.fail(hub.failure(why)),
         })

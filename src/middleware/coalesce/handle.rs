@@ -5,12 +5,16 @@ use std::sync::atomic::Ordering;
 use super::metrics;
 use super::state::{BYPASSES, Cell, ENDS, State};
 use crate::base::clock;
-use crate::base::inspect::{Inspect, Value};
+use crate::base::error::BoxError;
+use crate::base::inspect::{Inspect, Knob, Value};
 use crate::base::metrics::Families;
 
 /// Reads a [`CoalesceLayer`](super::CoalesceLayer); cheap to clone.
 #[derive(Debug, Clone)]
 pub struct CoalesceHandle(Arc<State>);
+
+/// The knob's name.
+const PAUSED: &str = "paused";
 
 /// The numbers of a layer at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +24,12 @@ pub struct CoalesceSnapshot {
     pub leaders: u64,
     /// Requests that found one like them under way, or its answer.
     pub followers: u64,
-    /// Requests that went alone from the start, by why: `no_key`, `max_keys`, `max_waiters`, `unshareable`.
-    pub bypassed: [(&'static str, u64); 4],
+    /// Requests that went alone from the start, by why: `no_key`, `max_keys`, `max_waiters`, `unshareable`, `paused`.
+    pub bypassed: [(&'static str, u64); 5],
+    /// Followers that sent their own requests after all, since the answer was not for them.
+    pub released: u64,
+    /// Requests that were sent: leaders, those that went alone, and those released.
+    pub sent: u64,
     /// Requests answered by somebody else's call: calls saved.
     pub shared: u64,
     /// Calls saved over all requests, 0 to 1.
@@ -49,20 +57,29 @@ impl CoalesceHandle {
         Self(state)
     }
 
+    /// Lets all requests go alone, or no more. Flights that are under way go on.
+    pub fn pause(&self, paused: bool) {
+        self.0.paused.store(paused, Ordering::Relaxed);
+    }
+
     /// The numbers now.
     pub fn snapshot(&self) -> CoalesceSnapshot {
         let stats = &self.0.stats;
         let tally = self.0.tally(clock::now());
         // What follows from another is read before it.
         let shared = stats.read(Cell::Saved);
+        let released = stats.read(Cell::Released);
         let ends = ENDS.map(|(how, cell)| (how, stats.read(cell)));
         let bypassed = BYPASSES.map(|(why, cell)| (why, stats.read(cell)));
         let (followers, leaders) = (stats.read(Cell::Followers), stats.read(Cell::Leaders));
-        let all = leaders + followers + bypassed.iter().map(|(_, count)| count).sum::<u64>();
+        let alone = bypassed.iter().map(|(_, count)| count).sum::<u64>();
+        let all = leaders + followers + alone;
         CoalesceSnapshot {
             leaders,
             followers,
             bypassed,
+            released,
+            sent: leaders + alone + released,
             shared,
             saved_ratio: shared as f64 / all.max(1) as f64,
             ends,
@@ -98,6 +115,8 @@ impl Inspect for CoalesceHandle {
             ("leaders", now.leaders.into()),
             ("followers", now.followers.into()),
             ("bypassed", counts(&now.bypassed)),
+            ("released", now.released.into()),
+            ("sent", now.sent.into()),
             ("shared", now.shared.into()),
             ("saved_ratio", now.saved_ratio.into()),
             ("ends", counts(&now.ends)),
@@ -108,6 +127,29 @@ impl Inspect for CoalesceHandle {
             ("evicted", now.evicted.into()),
             ("hottest", Value::list(hottest)),
         ])
+    }
+
+    fn knobs(&self) -> Vec<Knob> {
+        vec![Knob::new(
+            PAUSED,
+            "Whether all requests go alone",
+            self.0.paused.load(Ordering::Relaxed),
+        )]
+    }
+
+    fn turn(&self, name: &str, to: &Value) -> Result<(), BoxError> {
+        match (name, to) {
+            (PAUSED, Value::Flag(paused)) => {
+                self.pause(*paused);
+                Ok(())
+            }
+            (PAUSED, other) => Err(format!("paused takes true or false, not {other}").into()),
+            _ => Err(format!(
+                "coalesce {:?} has no knob {name:?}; it has paused",
+                self.0.settings.name
+            )
+            .into()),
+        }
     }
 
     fn collect(&self, families: &mut Families) {

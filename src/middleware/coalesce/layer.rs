@@ -24,6 +24,9 @@ pub struct CoalesceLayer<Y, P = ArcError> {
     state: Arc<OnceLock<Arc<State>>>,
 }
 
+/// Its name unless it has another.
+const NAME: &str = "coalesce";
+
 impl<Y> CoalesceLayer<Y> {
     /// A layer to which requests are equal when `key` says so: a closure `Fn(&Req) -> Option<K>`, or a
     /// [`KeyBy`](super::KeyBy). Requests without a key go alone.
@@ -38,7 +41,7 @@ impl<Y, P> CoalesceLayer<Y, P> {
             key: Arc::new(key),
             share: Arc::new(share),
             settings: Settings {
-                name: "coalesce".into(),
+                name: NAME.into(),
                 on_leader_drop: OnLeaderDrop::HandOver,
                 readiness: Readiness::Late,
                 flight_timeout: Some(Duration::from_secs(30)),
@@ -195,6 +198,15 @@ impl<Y, P> CoalesceLayer<Y, P> {
 
     pub(super) fn key(&self) -> &Y {
         &self.key
+    }
+
+    /// Called `name`, if nobody has called it anything.
+    #[cfg(all(feature = "grpc", feature = "timing"))]
+    pub(crate) fn name_or(self, name: &str) -> Self {
+        match &*self.settings.name {
+            NAME => self.name(name),
+            _ => self,
+        }
     }
 
     /// Where evicted readers of bodies are counted.

@@ -38,6 +38,12 @@ pub(super) fn collect(state: &State, now: &CoalesceSnapshot, families: &mut Fami
     );
     plain(
         counter,
+        "tower_flow_coalesce_sent",
+        "Requests sent: leaders, those that went alone, and followers released",
+        now.sent,
+    );
+    plain(
+        counter,
         "tower_flow_coalesce_body_evicted",
         "Readers of shared bodies put out for holding up the others",
         now.evicted,

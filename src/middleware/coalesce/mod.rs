@@ -130,11 +130,21 @@
 //! Beyond [`max_keys`](CoalesceLayer::max_keys) and [`max_waiters`](CoalesceLayer::max_waiters) nothing is refused:
 //! requests go alone, and are counted.
 //!
+//! The error type is [`BoxError`](crate::BoxError), whatever the inner service's is. On a server the layer's own errors
+//! shall be answers: `respond(true)` in the HTTP and gRPC forms, and the presets, see to that. A tonic server with feature
+//! `tonic` reads the status from the errors.
+//!
+//! # Switched off and on
+//!
+//! The knob `paused`, and [`CoalesceHandle::pause`], let all requests go alone. A few equal requests that come just after
+//! the answer lead a flight of their own: for values, a [`grace`](CoalesceLayer::grace) of some milliseconds gathers them.
+//!
 //! # Metrics
 //!
 //! | name | type | labels |
 //! |---|---|---|
 //! | `tower_flow_coalesce_requests_total` | counter | `name`, `role` (`leader`, `follower`, `bypass`), `reason` of a bypass |
+//! | `tower_flow_coalesce_sent_total` | counter: calls made | `name` |
 //! | `tower_flow_coalesce_shared_total` | counter: calls saved | `name` |
 //! | `tower_flow_coalesce_end_total` | counter | `name`, `how` |
 //! | `tower_flow_coalesce_flights` | gauge | `name` |

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tower_service::Service;
@@ -104,7 +105,10 @@ where
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
 {
     let hub = Hub::<S, Y, P, Req>::of(&state);
-    let key = hub.policy.key.key(&req);
+    let key = match state.paused.load(Ordering::Relaxed) {
+        false => hub.policy.key.key(&req),
+        true => None,
+    };
     let terms = match &key {
         Some(_) => hub.policy.key.terms(&req),
         None => Default::default(),

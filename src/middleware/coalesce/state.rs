@@ -1,5 +1,5 @@
 use std::any::Any;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ pub(super) struct Settings {
 pub(super) struct State {
     pub(super) settings: Settings,
     pub(super) stats: Arc<Stats>,
+    /// Whether all requests go alone.
+    pub(super) paused: AtomicBool,
     /// The layer's functions; services and their flights know the type.
     pub(super) policy: Arc<dyn Any + Send + Sync>,
     /// The flights, for each type of service the layer went round.
@@ -98,6 +100,9 @@ pub(super) enum Cell {
     Remembered,
     /// Callers served by somebody else's call.
     Saved,
+    /// Followers that sent their own requests after all.
+    Released,
+    Paused,
     // No cell: how many there are.
     Count,
 }
@@ -116,11 +121,12 @@ pub(super) const ENDS: [(&str, Cell); 11] = [
     ("deadline", Cell::Deadline),
 ];
 
-pub(super) const BYPASSES: [(&str, Cell); 4] = [
+pub(super) const BYPASSES: [(&str, Cell); 5] = [
     ("no_key", Cell::NoKey),
     ("max_keys", Cell::MaxKeys),
     ("max_waiters", Cell::MaxWaiters),
     ("unshareable", Cell::Remembered),
+    ("paused", Cell::Paused),
 ];
 
 /// Which of the two times.
@@ -145,6 +151,7 @@ impl State {
         Self {
             settings,
             stats: Arc::new(Stats::new()),
+            paused: AtomicBool::new(false),
             policy,
             hubs: OnceLock::new(),
         }

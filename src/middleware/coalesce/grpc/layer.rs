@@ -23,8 +23,9 @@ use crate::middleware::coalesce::listed::Credentials;
 /// trailers before anybody gets them: list methods that answer with one message. A call's own timeout ends its caller's
 /// wait; the call that is sent has the time its flight has.
 ///
-/// What it cannot answer is an error with a [`Rejection`](crate::Rejection), as in all forms. A tonic server answers that
-/// with a status (feature `tonic`).
+/// What it cannot answer is an error with a [`Rejection`](crate::Rejection), as in all forms, or a
+/// [response](Self::respond). The inner service gets requests with a [`GrpcBody`](super::GrpcBody); tonic's `Channel`
+/// wants `grpc::TonicBodyLayer` in between, which `preset::grpc_client_coalesced` puts there.
 ///
 /// A call of a listed method costs three allocations: its key, and the boxes in which request and response are read.
 ///
@@ -73,6 +74,18 @@ impl CoalesceLayer<GrpcKey, GrpcShare> {
 }
 
 // ===== impl GrpcCoalesceLayer =====
+
+impl CoalesceLayer<GrpcKey, GrpcShare> {
+    /// As [`grpc`](Self::grpc), for the methods a descriptor set calls free of side effects:
+    /// see [`register_fds`](GrpcCoalesceLayer::register_fds).
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are no descriptor set.
+    pub fn grpc_fds(set: &[u8]) -> Result<GrpcCoalesceLayer, DescriptorError> {
+        Self::grpc::<String>([]).register_fds(set)
+    }
+}
 
 impl GrpcCoalesceLayer {
     /// Lists every unary method of a `FileDescriptorSet`, as `protoc --include_imports --descriptor_set_out` writes it,
