@@ -1,28 +1,54 @@
 //! Which flights the calling thread is polling right now, one inside the other: whoever would wait for one of them waits
 //! for itself.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+
+/// A shard's address, which is never 0, and the flight's id.
+type Place = (usize, u64);
+
+const NOWHERE: Place = (0, 0);
 
 thread_local! {
-    static NEST: RefCell<Vec<(usize, u64)>> = const { RefCell::new(Vec::new()) };
+    static INNERMOST: Cell<Place> = const { Cell::new(NOWHERE) };
+    /// Those around it; most often there are none.
+    static AROUND: RefCell<Vec<Place>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The flight stays in the nest until this is dropped.
-pub(super) struct Inside(());
+pub(super) struct Inside {
+    nested: bool,
+}
 
 /// Enters flight `id` of the shard that lives at `shard`.
+#[inline]
 pub(super) fn enter(shard: usize, id: u64) -> Inside {
-    NEST.with_borrow_mut(|nest| nest.push((shard, id)));
-    Inside(())
+    let outer = INNERMOST.replace((shard, id));
+    let nested = outer != NOWHERE;
+    if nested {
+        AROUND.with_borrow_mut(|around| around.push(outer));
+    }
+    Inside { nested }
+}
+
+/// Whether the thread is inside of none.
+#[inline]
+pub(super) fn is_empty() -> bool {
+    INNERMOST.get() == NOWHERE
 }
 
 /// Whether the thread is inside of that flight.
 pub(super) fn holds(shard: usize, id: u64) -> bool {
-    NEST.with_borrow(|nest| nest.contains(&(shard, id)))
+    let place = (shard, id);
+    INNERMOST.get() == place || AROUND.with_borrow(|around| around.contains(&place))
 }
 
 impl Drop for Inside {
+    #[inline]
     fn drop(&mut self) {
-        NEST.with_borrow_mut(|nest| nest.pop());
+        let outer = match self.nested {
+            true => AROUND.with_borrow_mut(Vec::pop),
+            false => None,
+        };
+        INNERMOST.set(outer.unwrap_or(NOWHERE));
     }
 }
