@@ -78,6 +78,8 @@ pub(super) enum State<C: Cargo> {
     Over {
         own: Option<C::Own>,
         others: Others<C>,
+        /// When, if somebody has asked the clock.
+        at: Option<Instant>,
     },
 }
 
@@ -92,12 +94,18 @@ pub(super) enum Asked<C: Cargo> {
     },
     /// To wait; its waker is in its seat. What was there goes.
     Wait { stale: Option<Waker> },
-    /// That it is over.
-    Over,
+    /// That it is over, and what it gets.
+    Over(Landed<C>),
+}
+
+/// What a waiter leaves a flight with, and when that was there, if somebody has asked the clock.
+pub(super) struct Landed<C: Cargo> {
+    pub(super) verdict: Verdict<C>,
+    pub(super) at: Option<Instant>,
 }
 
 pub(super) struct Flight<C: Cargo> {
-    /// Unlike that of any other flight of its shard, ever.
+    /// Unlike that of any other flight of its shard, ever; 0 for none.
     pub(super) id: u64,
     pub(super) hash: u64,
     /// Whether an entry of the table leads here.
@@ -117,6 +125,8 @@ pub(super) struct Flight<C: Cargo> {
     pub(super) sent: Option<Priority>,
     /// When it first had to wait.
     pub(super) since: Option<Instant>,
+    /// How many have joined the leader.
+    pub(super) followers: u32,
     seats: Seats,
 }
 
@@ -132,16 +142,32 @@ pub(super) enum Orphan {
 /// A place for each waiter's waker.
 #[derive(Default)]
 struct Seats {
-    list: Vec<Seat>,
+    /// Most flights have no other.
+    first: Seat,
+    /// From the second on.
+    rest: Vec<Seat>,
     vacant: Option<u32>,
     taken: u32,
 }
+
+/// Room for the seats of a flight that many wait for, to be used again.
+#[derive(Default)]
+pub(super) struct Benches(Vec<Seat>);
 
 enum Seat {
     /// Leads to the next vacant one.
     Vacant(Option<u32>),
     Taken(Option<Waker>),
 }
+
+impl Default for Seat {
+    fn default() -> Self {
+        Self::Vacant(None)
+    }
+}
+
+/// So many seats beside the first a place keeps from flight to flight.
+const FEW: usize = 4;
 
 /// How many wakers are taken at a time.
 const BATCH: usize = 32;
@@ -155,28 +181,58 @@ pub(super) struct Wakers {
 // ===== impl Flight =====
 
 impl<C: Cargo> Flight<C> {
-    /// A flight driven by its leader, who sits in seat 0.
-    pub(super) fn new(spare: Option<Self>, id: u64, hash: u64, asked: Priority) -> Self {
-        let mut seats = spare.map(|spare| spare.seats).unwrap_or_default();
-        seats.list.clear();
-        seats.vacant = None;
-        seats.taken = 0;
-        seats.sit();
+    /// The place of a flight.
+    pub(super) fn vacant() -> Self {
         Self {
-            id,
-            hash,
-            listed: true,
+            id: 0,
+            hash: 0,
+            listed: false,
             state: State::Driven,
-            leader: true,
+            leader: false,
             orphan: None,
             detached: false,
             direct: true,
             notified: false,
-            asked,
+            asked: Priority::default(),
             sent: None,
             since: None,
-            seats,
+            followers: 0,
+            seats: Seats::default(),
         }
+    }
+
+    /// A flight begins in a vacant place, driven by its leader, who sits in seat 0.
+    pub(super) fn begin(&mut self, id: u64, hash: u64, asked: Priority) {
+        debug_assert_eq!(self.id, 0, "the place is vacant");
+        self.id = id;
+        self.hash = hash;
+        self.listed = true;
+        self.leader = true;
+        self.orphan = None;
+        self.detached = false;
+        self.direct = true;
+        self.notified = false;
+        self.asked = asked;
+        self.sent = None;
+        self.since = None;
+        self.followers = 0;
+        self.seats.first = Seat::Taken(None);
+        self.seats.taken = 1;
+    }
+
+    /// It is over, and nobody waits: its place is vacant. What it held.
+    pub(super) fn end(&mut self, benches: &mut Benches) -> State<C> {
+        debug_assert_eq!(self.seats.taken, 0, "nobody waits");
+        self.id = 0;
+        self.seats.vacant = None;
+        self.seats.rest.clear();
+        if self.seats.rest.capacity() > FEW {
+            let rest = std::mem::take(&mut self.seats.rest);
+            if rest.capacity() > benches.0.capacity() {
+                benches.0 = rest;
+            }
+        }
+        std::mem::replace(&mut self.state, State::Driven)
     }
 
     /// How many wait.
@@ -190,15 +246,20 @@ impl<C: Cargo> Flight<C> {
     }
 
     /// Another waiter; its seat.
-    pub(super) fn join(&mut self, priority: Priority) -> u32 {
+    pub(super) fn join(&mut self, priority: Priority, benches: &mut Benches) -> u32 {
         self.asked = self.asked.max(priority);
-        self.seats.sit()
+        self.followers += 1;
+        self.seats.sit(benches)
     }
 
-    /// What the waiter in `seat` shall do.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, State::Over { .. })
+    }
+
+    /// What the waiter in `seat` shall do, in a flight that is not over.
     pub(super) fn ask(&mut self, seat: u32, waker: &Waker) -> Asked<C> {
         match &self.state {
-            State::Over { .. } => return Asked::Over,
+            State::Over { .. } => unreachable!("it has a verdict"),
             State::Driven => {
                 // Its driver lends the work a waker that reaches nobody else: it shall be polled once more.
                 self.notified |= self.direct && !self.detached;
@@ -247,14 +308,16 @@ impl<C: Cargo> Flight<C> {
     }
 
     /// What a waiter gets of a flight that is over; the last takes all that is left.
-    pub(super) fn verdict(&mut self, leader: bool, last: bool) -> Verdict<C> {
-        let State::Over { own, others } = &mut self.state else {
+    pub(super) fn verdict(&mut self, leader: bool, last: bool) -> Landed<C> {
+        let State::Over { own, others, at } = &mut self.state else {
             unreachable!("asked only of flights that are over");
         };
+        let at = *at;
         if leader && let Some(own) = own.take() {
-            return Verdict::Own(own);
+            let verdict = Verdict::Own(own);
+            return Landed { verdict, at };
         }
-        match others {
+        let verdict = match others {
             Others::Take(_) if last => {
                 let others = std::mem::replace(others, Others::Released);
                 let Others::Take(shared) = others else {
@@ -266,12 +329,14 @@ impl<C: Cargo> Flight<C> {
             Others::Released => Verdict::Released,
             Others::Anew => Verdict::Anew,
             Others::Failed(failure) => Verdict::Failed(*failure),
-        }
+        };
+        Landed { verdict, at }
     }
 
     /// Takes wakers from seat `from` on. Where to go on, if there are more.
     pub(super) fn wakers(&mut self, from: usize, into: &mut Wakers) -> Option<usize> {
-        for (place, seat) in self.seats.list.iter_mut().enumerate().skip(from) {
+        let seats = std::iter::once(&mut self.seats.first).chain(&mut self.seats.rest);
+        for (place, seat) in seats.enumerate().skip(from) {
             if let Seat::Taken(waker) = seat
                 && waker.is_some()
             {
@@ -289,26 +354,38 @@ impl<C: Cargo> Flight<C> {
 // ===== impl Seats =====
 
 impl Seats {
-    fn sit(&mut self) -> u32 {
+    fn sit(&mut self, benches: &mut Benches) -> u32 {
         self.taken += 1;
         match self.vacant {
             Some(seat) => {
-                let place = &mut self.list[seat as usize];
-                if let Seat::Vacant(next) = *place {
-                    self.vacant = next;
-                }
-                *place = Seat::Taken(None);
+                let place = self.at(seat);
+                let Seat::Vacant(next) = std::mem::replace(place, Seat::Taken(None)) else {
+                    unreachable!("the list leads from one vacant seat to the next");
+                };
+                self.vacant = next;
                 seat
             }
             None => {
-                self.list.push(Seat::Taken(None));
-                (self.list.len() - 1) as u32
+                let full = self.rest.len() == self.rest.capacity();
+                if full && benches.0.capacity() > self.rest.len() && self.rest.len() >= FEW {
+                    benches.0.append(&mut self.rest);
+                    std::mem::swap(&mut self.rest, &mut benches.0);
+                }
+                self.rest.push(Seat::Taken(None));
+                self.rest.len() as u32
             }
         }
     }
 
+    fn at(&mut self, seat: u32) -> &mut Seat {
+        match seat {
+            0 => &mut self.first,
+            seat => &mut self.rest[seat as usize - 1],
+        }
+    }
+
     fn put(&mut self, seat: u32, waker: &Waker) -> Option<Waker> {
-        let Seat::Taken(place) = &mut self.list[seat as usize] else {
+        let Seat::Taken(place) = self.at(seat) else {
             unreachable!("only who sits there writes there");
         };
         match place {
@@ -318,8 +395,8 @@ impl Seats {
     }
 
     fn stand(&mut self, seat: u32) -> Option<Waker> {
-        let place = &mut self.list[seat as usize];
-        let Seat::Taken(waker) = std::mem::replace(place, Seat::Vacant(self.vacant)) else {
+        let vacant = Seat::Vacant(self.vacant);
+        let Seat::Taken(waker) = std::mem::replace(self.at(seat), vacant) else {
             unreachable!("only who sits there leaves");
         };
         self.vacant = Some(seat);

@@ -12,8 +12,8 @@ use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::courier;
-use super::flight::{Asked, Failure, Verdict};
-use super::hub::{Boxed, Hub, Own, Polled};
+use super::flight::{Asked, Failure, Landed, Verdict};
+use super::hub::{Boxed, Hub, Load, Own, Polled};
 use super::key::{KeyBy, Terms};
 use super::map::{Claim, Hashed};
 use super::nest;
@@ -21,7 +21,7 @@ use super::shard::{Bypass, Joined};
 use super::share::Share;
 use super::state::{Cell, OnLeaderDrop, Readiness, State, Time};
 use super::work::{Cabin, Stage};
-use crate::base::clock::{self, Instant};
+use crate::base::clock::{self, Instant, Moment};
 use crate::base::error::{BoxError, Reason, Rejection};
 use crate::base::priority::Priority;
 use crate::base::stats::Lease;
@@ -169,9 +169,14 @@ where
             return Poll::Ready(Step::Alone);
         };
         let mut key = Some(key);
-        let (shard, joined) = hub
-            .map
-            .join(hash, &mut key, this.terms.priority, clock::now);
+        // One reading of the clock, for the age of the flight and for the wait.
+        let now = Moment::new();
+        // In one go, unless there is something to do before it asks: inside of a flight that may be this very one it must
+        // not drive, and what it reserved is given back by foreign code, which may panic.
+        let late = hub.settings.readiness == Readiness::Late;
+        let waker = (late && nest::is_empty()).then_some(cx.waker());
+        let priority = this.terms.priority;
+        let (shard, joined) = hub.map.join(hash, &mut key, priority, || now.now(), waker);
         caller.key = key.map(|key| (hash, key));
         match joined {
             Joined::Lead(ticket, spare) => {
@@ -195,20 +200,26 @@ where
                     done => done,
                 }
             }
-            Joined::Follow(ticket) => {
+            Joined::Follow(ticket, asked) => {
                 hub.stats.count(Cell::Followers);
                 let claim = Claim { shard, ticket };
-                if nest::holds(hub.map.address(shard), ticket.id) {
+                if asked.is_none() && nest::holds(hub.map.address(shard), ticket.id) {
                     hub.leave(claim);
                     return Poll::Ready(Step::Done(hub.policy.share.fail(recursion())));
                 }
-                *this.waiter = Some(Self::waiter(claim, hash, Some(clock::now())));
+                *this.waiter = Some(Self::waiter(claim, hash, Some(now.now())));
                 if hub.settings.readiness == Readiness::Eager {
                     // What was reserved for a call of its own is given back.
                     caller.service = caller.service.clone();
                     caller.ready = false;
                 }
-                Poll::Ready(Step::Again)
+                let Some(asked) = asked else {
+                    return Poll::Ready(Step::Again);
+                };
+                match Self::told(hub, this.waiter, asked, cx) {
+                    Poll::Pending => self.expire(cx),
+                    done => done,
+                }
             }
             Joined::Kept(shared) => {
                 hub.stats.count(Cell::Followers);
@@ -231,21 +242,32 @@ where
         let this = self.as_mut().project();
         let hub = Hub::<S, Y, P, Req>::of(this.state);
         let waiter = this.waiter.as_ref().expect("asked only of those who wait");
-        let claim = waiter.claim;
-        match hub.map.ask(claim, cx.waker()) {
+        let asked = hub.map.ask(waiter.claim, cx.waker());
+        match Self::told(hub, this.waiter, asked, cx) {
+            Poll::Pending => self.expire(cx),
+            done => done,
+        }
+    }
+
+    /// Does what it was told to.
+    fn told(
+        hub: &Hub<S, Y, P, Req>,
+        waiter: &mut Option<Waiter>,
+        asked: Asked<Load<S, Y, P, Req>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Step<P::Response>> {
+        match asked {
             Asked::Drive {
                 work,
                 direct,
                 asked,
-            } => {
-                if let Poll::Ready(step) = Self::drive(hub, this.waiter, work, direct, asked, cx) {
-                    return Poll::Ready(step);
-                }
+            } => Self::drive(hub, waiter, work, direct, asked, cx),
+            Asked::Wait { stale } => {
+                drop(stale);
+                Poll::Pending
             }
-            Asked::Wait { stale } => drop(stale),
-            Asked::Over => return Poll::Ready(Self::land(hub, this.waiter)),
+            Asked::Over(landed) => Poll::Ready(Self::land(hub, waiter, landed)),
         }
-        self.expire(cx)
     }
 
     /// Leaves the flight when this caller's deadline has passed.
@@ -296,7 +318,10 @@ where
         let here = waiter.as_ref().expect("asked only of those who wait");
         match hub.drive(here.claim, here.hash, work, direct, asked, cx) {
             Polled::Parked => Poll::Pending,
-            Polled::Over => Poll::Ready(Self::land(hub, waiter)),
+            Polled::Over => {
+                let landed = hub.map.verdict(here.claim);
+                Poll::Ready(Self::land(hub, waiter, landed))
+            }
             Polled::Done(result) => {
                 *waiter = None;
                 Poll::Ready(Step::Done(hub.policy.share.alone(result)))
@@ -305,16 +330,21 @@ where
     }
 
     /// The flight is over.
-    fn land(hub: &Hub<S, Y, P, Req>, waiter: &mut Option<Waiter>) -> Step<P::Response> {
+    fn land(
+        hub: &Hub<S, Y, P, Req>,
+        waiter: &mut Option<Waiter>,
+        landed: Landed<Load<S, Y, P, Req>>,
+    ) -> Step<P::Response> {
         let here = waiter.take().expect("asked only of those who wait");
         let leader = here.claim.ticket.leader;
-        let verdict = hub.map.verdict(here.claim);
         if let Some(since) = here.since {
-            let took = clock::now().saturating_duration_since(since);
+            // The answer was there for all at once.
+            let at = landed.at.unwrap_or_else(clock::now);
+            let took = at.saturating_duration_since(since);
             hub.stats.record(Time::Wait, took);
         }
         let share = &hub.policy.share;
-        Step::Done(match verdict {
+        Step::Done(match landed.verdict {
             Verdict::Own(Own::Result(result)) => share.alone(result),
             Verdict::Own(Own::Panic(payload)) => resume_unwind(payload),
             Verdict::Take(shared) => {

@@ -273,10 +273,12 @@ where
         // Dropped last: a key's destructor may panic.
         let mut debris = Debris::default();
         let landing = self.map.finish(claim, cabin, &mut debris);
-        if let Some(since) = landing.since {
-            let took = clock::now().saturating_duration_since(since);
+        let at = landing.since.map(|since| {
+            let now = clock::now();
+            let took = now.saturating_duration_since(since);
             self.stats.record(Time::Flight, took);
-        }
+            now
+        });
         let share = &self.policy.share;
         if landing.alone {
             self.stats.count(Cell::Alone);
@@ -304,7 +306,7 @@ where
                     true => (own.map(Own::Result), None),
                     false => (None, own),
                 };
-                self.map.publish(claim, own, others, keep, &mut debris);
+                self.map.publish(claim, own, others, keep, at, &mut debris);
                 // Its destructor may panic too: those who wait have been told.
                 drop(nobodys);
             }
@@ -323,7 +325,8 @@ where
     pub(super) fn fail(&self, claim: Claim, own: Option<Own<S::Response, S::Error>>, why: Failure) {
         let mut debris = Debris::default();
         let others = Others::Failed(why);
-        self.map.publish(claim, own, others, None, &mut debris);
+        self.map
+            .publish(claim, own, others, None, None, &mut debris);
     }
 
     /// A waiter goes away without a verdict.

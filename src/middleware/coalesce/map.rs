@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 #[cfg(not(tower_flow_loom))]
 use std::sync::{Mutex, MutexGuard};
 
-use super::flight::{Asked, Cargo, Others, Verdict, Wakers};
+use super::flight::{Asked, Cargo, Landed, Others, Wakers};
 use super::shard::{Debris, Joined, Landing, Left, Rules, Shard, Ticket};
 use crate::base::clock::Instant;
 use crate::base::priority::Priority;
@@ -91,25 +91,28 @@ impl<C: Cargo> Map<C> {
         key: &mut Option<C::Key>,
         priority: Priority,
         now: impl Fn() -> Instant,
+        waker: Option<&Waker>,
     ) -> (u32, Joined<C>) {
         let index = self.index(hash);
         let mut shard = self.lock(index);
         if shard.kept() > 0 {
-            let mut debris = Debris::default();
-            shard.sweep(now(), &mut debris);
+            let mut swept = None;
+            shard.sweep(now(), &mut swept);
             // Before the caller has a place: their destructors may panic.
             drop(shard);
-            drop(debris);
+            drop(swept);
             shard = self.lock(index);
         }
-        (index as u32, shard.join(hash.0, key, priority, now))
+        let joined = shard.join(hash.0, key, priority, now, waker);
+        (index as u32, joined)
     }
 
     pub(super) fn ask(&self, claim: Claim, waker: &Waker) -> Asked<C> {
-        self.shard(claim).ask(claim.ticket, waker)
+        let mut debris = Debris::default();
+        self.shard(claim).ask(claim.ticket, waker, &mut debris)
     }
 
-    pub(super) fn verdict(&self, claim: Claim) -> Verdict<C> {
+    pub(super) fn verdict(&self, claim: Claim) -> Landed<C> {
         let mut debris = Debris::default();
         self.shard(claim).verdict(claim.ticket, &mut debris)
     }
@@ -150,10 +153,11 @@ impl<C: Cargo> Map<C> {
         own: Option<C::Own>,
         others: Others<C>,
         keep: Option<Instant>,
+        at: Option<Instant>,
         debris: &mut Debris<C>,
     ) {
         self.shard(claim)
-            .publish(claim.ticket, own, others, keep, debris);
+            .publish(claim.ticket, own, others, keep, at, debris);
         self.wake(claim);
     }
 
@@ -190,9 +194,9 @@ impl<C: Cargo> Map<C> {
     pub(super) fn tally(&self, now: Instant) -> Tally {
         let mut tally = Tally::default();
         for index in 0..self.shards.len() {
-            let mut debris = Debris::default();
+            let mut swept = None;
             let mut shard = self.lock(index);
-            shard.tidy(now, &mut debris);
+            shard.tidy(now, &mut swept);
             tally.flights += shard.live();
             tally.waiters += shard.waiters();
             tally.kept += shard.kept();

@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use hashbrown::HashTable;
 
-use super::flight::{Asked, Cargo, Failure, Flight, Orphan, Others, State, Verdict, Wakers};
+use super::flight::{
+    Asked, Benches, Cargo, Failure, Flight, Landed, Orphan, Others, State, Wakers,
+};
 use super::hot::Hot;
 use super::memory::Memory;
 use crate::base::clock::Instant;
@@ -48,8 +50,8 @@ pub(super) struct Ticket {
 pub(super) enum Joined<C: Cargo> {
     /// Nobody: it leads, and drives; here is work that is done, to be used again.
     Lead(Ticket, Option<C::Work>),
-    /// A flight.
-    Follow(Ticket),
+    /// A flight, and what to do in it, if it asked.
+    Follow(Ticket, Option<Asked<C>>),
     /// A result.
     Kept(Arc<C::Shared>),
     /// It goes alone.
@@ -71,8 +73,10 @@ pub(super) struct Debris<C: Cargo> {
     shared: Option<Arc<C::Shared>>,
     own: Option<C::Own>,
     waker: Option<Waker>,
-    swept: Vec<Entry<C>>,
 }
+
+/// Entries that fell due, to be dropped without the lock.
+pub(super) type Swept<C> = Option<Vec<Entry<C>>>;
 
 /// What a waiter leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +118,7 @@ enum At<C: Cargo> {
 pub(super) struct Shard<C: Cargo> {
     rules: Rules,
     table: HashTable<Entry<C>>,
-    flights: Vec<Option<Flight<C>>>,
+    flights: Vec<Flight<C>>,
     vacant: Vec<u32>,
     live: usize,
     waiters: usize,
@@ -124,8 +128,7 @@ pub(super) struct Shard<C: Cargo> {
     memory: Memory,
     hot: Hot,
     spares: Vec<C::Work>,
-    /// The last flight that ended: its seats are used again.
-    spare: Option<Flight<C>>,
+    benches: Benches,
 }
 
 /// So much work is kept to be used again, and so many empty places of flights.
@@ -148,18 +151,19 @@ impl<C: Cargo> Shard<C> {
             kept: VecDeque::new(),
             hot: Hot::default(),
             spares: Vec::new(),
-            spare: None,
+            benches: Benches::default(),
         }
     }
 
-    /// A caller with `key`, which is taken if it leads. `now` is asked only if there is something to compare with. Kept
-    /// results that fell due were [swept](Self::sweep).
+    /// A caller with `key`, which is taken if it leads. `now` is asked only if there is something to compare with. With
+    /// `waker` one that follows asks what to do. Kept results that fell due were [swept](Self::sweep).
     pub(super) fn join(
         &mut self,
         hash: u64,
         key: &mut Option<C::Key>,
         priority: Priority,
         now: impl Fn() -> Instant,
+        waker: Option<&Waker>,
     ) -> Joined<C> {
         if self.memory.knows(hash, &now) {
             return Joined::Alone(Bypass::Unshareable);
@@ -182,14 +186,12 @@ impl<C: Cargo> Shard<C> {
         };
         let slot = match &entry.at {
             At::Kept(shared, _) => {
-                self.hot.count(hash);
+                self.hot.count(hash, 1);
                 return Joined::Kept(shared.clone());
             }
             At::Flight(slot) => *slot,
         };
-        let flight = self.flights[slot as usize]
-            .as_mut()
-            .expect("an entry leads to a live flight");
+        let flight = &mut self.flights[slot as usize];
         let age = self.rules.leader_age;
         let old = flight.since.is_some_and(|since| now() >= since + age);
         if old || !flight.suits(priority) {
@@ -212,32 +214,42 @@ impl<C: Cargo> Shard<C> {
             return Joined::Alone(Bypass::MaxWaiters);
         }
         self.waiters += 1;
-        self.hot.count(hash);
-        let seat = flight.join(priority);
-        Joined::Follow(Ticket {
+        let seat = flight.join(priority, &mut self.benches);
+        let ticket = Ticket {
             slot,
             seat,
             id: flight.id,
             leader: false,
-        })
+        };
+        // A flight that is listed is not over.
+        Joined::Follow(ticket, waker.map(|waker| flight.ask(seat, waker)))
     }
 
-    /// The waiter asks what to do. It has left with what it is given when that is a verdict.
-    pub(super) fn ask(&mut self, ticket: Ticket, waker: &Waker) -> Asked<C> {
-        self.flight(ticket).ask(ticket.seat, waker)
+    /// The waiter asks what to do. It has left when it is over.
+    pub(super) fn ask(
+        &mut self,
+        ticket: Ticket,
+        waker: &Waker,
+        debris: &mut Debris<C>,
+    ) -> Asked<C> {
+        let flight = self.flight(ticket);
+        if flight.is_over() {
+            return Asked::Over(self.verdict(ticket, debris));
+        }
+        flight.ask(ticket.seat, waker)
     }
 
     /// What the waiter gets of a flight that is over; it has left.
-    pub(super) fn verdict(&mut self, ticket: Ticket, debris: &mut Debris<C>) -> Verdict<C> {
+    pub(super) fn verdict(&mut self, ticket: Ticket, debris: &mut Debris<C>) -> Landed<C> {
         let flight = self.flight(ticket);
         let last = flight.crowd() == 1;
-        let verdict = flight.verdict(ticket.leader, last);
+        let landed = flight.verdict(ticket.leader, last);
         debris.waker = flight.stand(ticket.seat, ticket.leader);
         self.waiters -= 1;
         if last {
             self.free(ticket.slot, debris);
         }
-        verdict
+        landed
     }
 
     /// Whoever drives gives the work back. Whether all must be woken.
@@ -313,13 +325,14 @@ impl<C: Cargo> Shard<C> {
 
     /// The flight is over. All must be woken; then whoever waits, and drove, asks for its verdict.
     ///
-    /// With `keep` a result for all is kept for the time of grace, from then on.
+    /// With `keep` a result for all is kept for the time of grace, from then on. `at` is now, if that is known.
     pub(super) fn publish(
         &mut self,
         ticket: Ticket,
         own: Option<C::Own>,
         others: Others<C>,
         keep: Option<Instant>,
+        at: Option<Instant>,
         debris: &mut Debris<C>,
     ) {
         let listed = self.flight(ticket).listed;
@@ -330,7 +343,7 @@ impl<C: Cargo> Shard<C> {
             _ => self.unlist(ticket.slot, debris),
         }
         let flight = self.flight(ticket);
-        flight.state = State::Over { own, others };
+        flight.state = State::Over { own, others, at };
         if flight.crowd() == 0 {
             self.free(ticket.slot, debris);
         }
@@ -340,7 +353,7 @@ impl<C: Cargo> Shard<C> {
     /// come once more.
     pub(super) fn leave(&mut self, ticket: Ticket, debris: &mut Debris<C>) -> Left {
         let flight = match self.flights.get_mut(ticket.slot as usize) {
-            Some(Some(flight)) if flight.id == ticket.id => flight,
+            Some(flight) if flight.id == ticket.id => flight,
             _ => return Left::Others,
         };
         self.waiters -= 1;
@@ -385,7 +398,7 @@ impl<C: Cargo> Shard<C> {
     /// Somebody wakes the work of the flight that had this id. Whether all must be woken.
     pub(super) fn ring(&mut self, slot: u32, id: u64) -> bool {
         match self.flights.get_mut(slot as usize) {
-            Some(Some(flight)) if flight.id == id => flight.ring(),
+            Some(flight) if flight.id == id => flight.ring(),
             _ => false,
         }
     }
@@ -399,7 +412,7 @@ impl<C: Cargo> Shard<C> {
         into: &mut Wakers,
     ) -> Option<usize> {
         match self.flights.get_mut(slot as usize) {
-            Some(Some(flight)) if flight.id == id => flight.wakers(from, into),
+            Some(flight) if flight.id == id => flight.wakers(from, into),
             _ => None,
         }
     }
@@ -420,8 +433,8 @@ impl<C: Cargo> Shard<C> {
     }
 
     /// Drops kept results and remembered keys that fell due.
-    pub(super) fn tidy(&mut self, now: Instant, debris: &mut Debris<C>) {
-        self.sweep(now, debris);
+    pub(super) fn tidy(&mut self, now: Instant, swept: &mut Swept<C>) {
+        self.sweep(now, swept);
         self.memory.forget(now);
     }
 
@@ -447,19 +460,14 @@ impl<C: Cargo> Shard<C> {
 
     fn lead(&mut self, hash: u64, priority: Priority) -> u32 {
         self.ids += 1;
-        let flight = Flight::new(self.spare.take(), self.ids, hash, priority);
         self.live += 1;
         self.waiters += 1;
-        match self.vacant.pop() {
-            Some(slot) => {
-                self.flights[slot as usize] = Some(flight);
-                slot
-            }
-            None => {
-                self.flights.push(Some(flight));
-                (self.flights.len() - 1) as u32
-            }
-        }
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.flights.push(Flight::vacant());
+            (self.flights.len() - 1) as u32
+        });
+        self.flights[slot as usize].begin(self.ids, hash, priority);
+        slot
     }
 
     fn led(&mut self, slot: u32) -> Joined<C> {
@@ -473,8 +481,7 @@ impl<C: Cargo> Shard<C> {
     }
 
     fn flight(&mut self, ticket: Ticket) -> &mut Flight<C> {
-        let flight = self.flights[ticket.slot as usize].as_mut();
-        let flight = flight.expect("a flight outlives its waiters and its driver");
+        let flight = &mut self.flights[ticket.slot as usize];
         debug_assert_eq!(flight.id, ticket.id, "a ticket is of one flight");
         flight
     }
@@ -482,23 +489,23 @@ impl<C: Cargo> Shard<C> {
     /// The flight ends for those who followed, since its leader left.
     fn end(&mut self, slot: u32, orphan: Orphan, debris: &mut Debris<C>) {
         self.unlist(slot, debris);
-        let flight = self.flights[slot as usize]
-            .as_mut()
-            .expect("its callers hold a ticket");
+        let flight = &mut self.flights[slot as usize];
         let others = match orphan {
             Orphan::Anew => Others::Anew,
             Orphan::Fail => Others::Failed(Failure::Abandoned),
         };
-        let over = State::Over { own: None, others };
+        let over = State::Over {
+            own: None,
+            others,
+            at: None,
+        };
         if let State::Parked(work) = std::mem::replace(&mut flight.state, over) {
             debris.work = Some(work);
         }
     }
 
     fn unlist(&mut self, slot: u32, debris: &mut Debris<C>) {
-        let flight = self.flights[slot as usize]
-            .as_mut()
-            .expect("its callers hold a ticket");
+        let flight = &mut self.flights[slot as usize];
         if std::mem::replace(&mut flight.listed, false) {
             let found = self.table.find_entry(
                 flight.hash,
@@ -513,9 +520,7 @@ impl<C: Cargo> Shard<C> {
 
     fn keep(&mut self, slot: u32, shared: Arc<C::Shared>, now: Instant) {
         let grace = self.rules.grace;
-        let flight = self.flights[slot as usize]
-            .as_mut()
-            .expect("its callers hold a ticket");
+        let flight = &mut self.flights[slot as usize];
         flight.listed = false;
         let (hash, id) = (flight.hash, flight.id);
         let entry = self
@@ -530,7 +535,7 @@ impl<C: Cargo> Shard<C> {
     }
 
     /// Takes out kept results that fell due.
-    pub(super) fn sweep(&mut self, now: Instant, debris: &mut Debris<C>) {
+    pub(super) fn sweep(&mut self, now: Instant, swept: &mut Swept<C>) {
         while let Some(&(until, hash, id)) = self.kept.front()
             && until <= now
         {
@@ -540,7 +545,8 @@ impl<C: Cargo> Shard<C> {
                 |entry| matches!(entry.at, At::Kept(_, kept) if kept == id),
             );
             if let Ok(entry) = found {
-                debris.swept.push(entry.remove().0);
+                let swept = swept.get_or_insert_default();
+                swept.push(entry.remove().0);
             }
         }
         if self.kept.is_empty() && self.kept.capacity() > SPARES {
@@ -556,28 +562,29 @@ impl<C: Cargo> Shard<C> {
 
     /// The flight is over and has nobody left.
     fn free(&mut self, slot: u32, debris: &mut Debris<C>) {
-        let Some(mut flight) = self.flights[slot as usize].take() else {
-            unreachable!("a live flight is freed once");
-        };
+        let flight = &mut self.flights[slot as usize];
+        debug_assert!(flight.id != 0, "a live flight is freed once");
         debug_assert!(!flight.listed, "nothing leads to a flight that is gone");
         self.live -= 1;
-        match std::mem::replace(&mut flight.state, State::Driven) {
+        if flight.followers > 0 {
+            self.hot.count(flight.hash, flight.followers.into());
+        }
+        match flight.end(&mut self.benches) {
             State::Parked(work) => debris.work = Some(work),
             State::Driven => {}
-            State::Over { own, others } => {
+            State::Over { own, others, .. } => {
                 debris.own = debris.own.take().or(own);
                 if let Others::Take(shared) = others {
                     debris.shared = Some(shared);
                 }
             }
         }
-        self.spare = Some(flight);
         self.vacant.push(slot);
         if self.live == 0 && self.flights.len() > SPARES {
             // A wave is over: its memory goes too.
             self.flights = Vec::new();
             self.vacant = Vec::new();
-            self.spare = None;
+            self.benches = Benches::default();
             self.shrink();
         }
     }
@@ -593,7 +600,6 @@ impl<C: Cargo> Default for Debris<C> {
             shared: None,
             own: None,
             waker: None,
-            swept: Vec::new(),
         }
     }
 }

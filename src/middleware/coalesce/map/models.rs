@@ -11,7 +11,7 @@ use std::time::Duration;
 use loom::sync::atomic::{AtomicBool, AtomicIsize, Ordering::SeqCst};
 use loom::thread;
 
-use super::super::flight::{Failure, Orphan};
+use super::super::flight::{Failure, Orphan, Verdict};
 use super::super::shard::Bypass;
 use super::*;
 use crate::base::clock;
@@ -157,14 +157,16 @@ impl Site {
     fn join_key(&self, key: u8) -> Result<Caller, Bypass> {
         let priority = Priority::Default;
         let hash = Hashed(u64::from(key));
-        let (shard, joined) = self.map.join(hash, &mut Some(key), priority, clock::now);
+        let (shard, joined) = self
+            .map
+            .join(hash, &mut Some(key), priority, clock::now, None);
         let (ticket, work) = match joined {
             Joined::Lead(ticket, spare) => {
                 let before = self.listed.fetch_add(isize::from(key == 0), SeqCst);
                 assert!(key != 0 || before == 0, "a key leads to one flight");
                 (ticket, Some(spare.unwrap_or_else(|| self.thing())))
             }
-            Joined::Follow(ticket) => (ticket, None),
+            Joined::Follow(ticket, _) => (ticket, None),
             Joined::Kept(_) => unreachable!("nothing is kept"),
             Joined::Alone(why) => return Err(why),
         };
@@ -215,7 +217,7 @@ impl Caller {
             None => match self.site.map.ask(self.claim, &waker) {
                 Asked::Drive { work, direct, .. } => self.drive(work, direct),
                 Asked::Wait { .. } => None,
-                Asked::Over => Some(self.verdict()),
+                Asked::Over(landed) => Some(Self::got(landed)),
             },
         };
         self.got
@@ -245,7 +247,8 @@ impl Caller {
             site.unlists();
             let others = Others::Failed(Failure::Panicked);
             let own = Some(site.thing());
-            site.map.publish(self.claim, own, others, None, &mut debris);
+            site.map
+                .publish(self.claim, own, others, None, None, &mut debris);
             site.map.recycle(self.claim.shard, work);
             return Some(self.verdict());
         }
@@ -259,12 +262,17 @@ impl Caller {
             End::LeaderOnly => (landing.leader.then_some(result), Others::Released),
             _ => (None, Others::Take(result.into())),
         };
-        site.map.publish(self.claim, own, others, None, &mut debris);
+        site.map
+            .publish(self.claim, own, others, None, None, &mut debris);
         Some(self.verdict())
     }
 
     fn verdict(&self) -> Got {
-        match self.site.map.verdict(self.claim) {
+        Self::got(self.site.map.verdict(self.claim))
+    }
+
+    fn got(landed: Landed<Toy>) -> Got {
+        match landed.verdict {
             Verdict::Own(_) => Got::Own,
             Verdict::Take(_) => Got::Shared,
             Verdict::Released => Got::Released,
@@ -447,10 +455,10 @@ fn whoever_comes_while_the_last_one_leaves_begins_anew_or_inherits() {
         let hash = Hashed(0);
         let (_, joined) = site
             .map
-            .join(hash, &mut Some(0), Priority::Default, clock::now);
+            .join(hash, &mut Some(0), Priority::Default, clock::now, None);
         let (ticket, work) = match joined {
             Joined::Lead(ticket, work) => (ticket, Some(work.unwrap_or_else(|| site.thing()))),
-            Joined::Follow(ticket) => (ticket, None),
+            Joined::Follow(ticket, _) => (ticket, None),
             _ => unreachable!("there is room"),
         };
         let mut caller = Caller {
@@ -628,7 +636,9 @@ fn a_task_is_done_while_all_leave() {
             let landing = other.map.finish(task, work, &mut debris);
             assert!(!landing.alone);
             let others = Others::Take(other.thing().into());
-            other.map.publish(task, None, others, None, &mut debris);
+            other
+                .map
+                .publish(task, None, others, None, None, &mut debris);
         });
         let leaver = spawn(move || assert!(!leader.leave()));
         follower.poll();

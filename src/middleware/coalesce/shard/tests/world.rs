@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::super::*;
 use crate::base::clock;
+use crate::middleware::coalesce::flight::Verdict;
 
 // ===== What flights carry =====
 
@@ -440,14 +441,16 @@ impl World {
         let expected = self.expect(name, priority);
         let (now, rules) = (self.now, self.rules.clone());
         let looked = Cell::new(false);
-        let joined = self.inside(|shard, debris| {
+        let mut swept = None;
+        let joined = self.inside(|shard, _| {
             let clock = || {
                 looked.set(true);
                 now
             };
-            shard.sweep(now, debris);
-            shard.join(hash(name), &mut key, priority, clock)
+            shard.sweep(now, &mut swept);
+            shard.join(hash(name), &mut key, priority, clock, None)
         });
+        drop(swept);
         let found = match joined {
             Joined::Lead(ticket, spare) => {
                 let Expected::Lead { replaces } = expected else {
@@ -460,7 +463,8 @@ impl World {
                 self.hands.insert(ticket.id, work);
                 Found::Leads(self.count)
             }
-            Joined::Follow(ticket) => {
+            Joined::Follow(ticket, asked) => {
+                assert!(asked.is_none(), "it did not ask");
                 let Expected::Follow(id) = expected else {
                     panic!("it follows, and not {expected:?}");
                 };
@@ -612,7 +616,7 @@ impl World {
         let book = self.book(ticket.id);
         let wakes = book.rung || book.lent != Lent::ToAll;
         let (crowd, top) = (book.members.len(), book.asked);
-        let asked = self.inside(|shard, _| shard.ask(ticket, &waker));
+        let asked = self.inside(|shard, debris| shard.ask(ticket, &waker, debris));
         drop(waker);
         let heard = match asked {
             Asked::Drive {
@@ -651,20 +655,14 @@ impl World {
                 self.is_seated(number, true);
                 Heard::Waits
             }
-            Asked::Over => {
-                let over = matches!(self.book(ticket.id).stage, Stage::Over { .. });
-                assert!(over, "so it is over");
-                self.caller(number).fresh = true;
-                self.check();
-                self.verdict(number)
-            }
+            Asked::Over(landed) => self.takes(number, landed.verdict),
         };
         self.check();
         heard
     }
 
-    /// The caller takes what it gets.
-    fn verdict(&mut self, number: usize) -> Heard {
+    /// The caller has left with this.
+    fn takes(&mut self, number: usize, verdict: Verdict<Toy>) -> Heard {
         let ticket = self.callers[&number].ticket;
         let book = self.book(ticket.id);
         let last = book.members.len() == 1;
@@ -677,7 +675,6 @@ impl World {
             (Place::Kept { shared, .. }, Told::Take(taken)) => shared == taken,
             _ => false,
         });
-        let verdict = self.inside(|shard, debris| shard.verdict(ticket, debris));
         let heard = match verdict {
             Verdict::Own(mine) => {
                 assert_eq!(Some(mine.0), own, "what is the leader's, is the leader's");
@@ -975,7 +972,7 @@ impl World {
                 Others::Failed(why) => Told::Failed(*why),
             },
         };
-        self.inside(|shard, debris| shard.publish(ticket, own, others, keep, debris));
+        self.inside(|shard, debris| shard.publish(ticket, own, others, keep, None, debris));
         let book = self.book(id);
         let name = book.name;
         match stage {
@@ -1048,7 +1045,9 @@ impl World {
         let now = self.now;
         self.sweep();
         self.remembered.retain(|_, until| *until > now);
-        self.inside(|shard, debris| shard.tidy(now, debris));
+        let mut swept = None;
+        self.inside(|shard, _| shard.tidy(now, &mut swept));
+        drop(swept);
         assert_eq!(self.shard.remembered(), self.remembered.len());
         self.check();
     }
@@ -1244,14 +1243,14 @@ impl World {
     }
 
     fn check_flights(&self) {
-        let there = self.shard.flights.iter().flatten().count();
+        let there = self.shard.flights.iter().filter(|flight| flight.id != 0);
+        let there = there.count();
         assert_eq!(there, self.books.len());
         let vacant: BTreeSet<_> = self.shard.vacant.iter().collect();
         assert_eq!(vacant.len(), self.shard.vacant.len(), "vacant once");
         assert_eq!(vacant.len() + there, self.shard.flights.len());
         for (id, book) in &self.books {
-            let flight = self.shard.flights[book.slot as usize].as_ref();
-            let flight = flight.expect("it is where the books say");
+            let flight = &self.shard.flights[book.slot as usize];
             assert_eq!((flight.id, flight.hash), (*id, hash(book.name)));
             assert_eq!(flight.listed, book.listed);
             assert_eq!(flight.crowd() as usize, book.members.len());
@@ -1262,7 +1261,7 @@ impl World {
                 (State::Parked(work), Stage::Parked(expected)) => assert_eq!(work.0, *expected),
                 (State::Driven, Stage::Driven(_) | Stage::Done(..)) => {}
                 (
-                    State::Over { own, others },
+                    State::Over { own, others, .. },
                     Stage::Over {
                         own: expected,
                         others: told,
