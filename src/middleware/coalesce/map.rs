@@ -59,7 +59,7 @@ impl<C: Cargo> Map<C> {
     pub(super) fn new(rules: Rules, threads: usize) -> Self {
         let most = (rules.max_keys / KEYS_PER_SHARD).max(1);
         let most = 1 << most.ilog2();
-        let count = (4 * threads).next_power_of_two().min(most);
+        let count = (32 * threads).next_power_of_two().min(most);
         let (ttl, cap) = rules.remember;
         let share = Rules {
             max_keys: rules.max_keys.div_ceil(count),
