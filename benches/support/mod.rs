@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each of them uses a part.
 
 pub mod checkout;
+pub mod coalesce;
 pub mod plain;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,9 +1,11 @@
 //! tower-flow's layers beside the published peers, as one Markdown document.
 //!
 //! `cargo run --release --manifest-path benches/peers/Cargo.toml`, with `-- shed` for admission alone and
-//! `-- pool` for connection pools. For callgrind,
-//! `-- path NAME CALLS` walks one path of shed so many times and measures nothing.
+//! `-- pool` for connection pools and `-- coalesce` for equal requests. For callgrind,
+//! `-- path NAME CALLS` walks one path of shed so many times and measures nothing, and `-- follow NAME FOLLOWERS TIMES`
+//! one way of coalescing, without followers a caller alone.
 
+mod coalesce;
 mod cpu;
 mod e2e;
 mod echo;
@@ -25,6 +27,11 @@ fn main() {
         ["path", name, calls] => paths::walk(name, calls.parse().expect("a number of calls")),
         ["shed"] => shed::print(),
         ["pool"] => pool::print(),
+        ["coalesce"] => coalesce::print(),
+        ["follow", name, followers, times] => {
+            let number = |text: &str| text.parse().expect("a number");
+            coalesce::walk(name, number(followers), number(times));
+        }
         _ => {
             println!("# tower-flow and its peers\n");
             layers::print();
@@ -32,6 +39,8 @@ fn main() {
             shed::print();
             println!();
             pool::print();
+            println!();
+            coalesce::print();
             println!();
             e2e::print();
         }
