@@ -184,7 +184,11 @@ where
                 let claim = Claim { shard, ticket };
                 *this.waiter = Some(Self::waiter(claim, hash, None));
                 let mut cabin = spare.unwrap_or_else(Cabin::new);
+                // The key of one that takes the place of another is left over. Its destructor may panic: it goes when the
+                // work is where others find it.
+                let mut _left_over = None;
                 if let Some(caller) = this.caller.take() {
+                    _left_over = caller.key;
                     cabin
                         .as_mut()
                         .board(caller.service, caller.req, caller.ready);
