@@ -1,5 +1,8 @@
 //! Which flights the calling thread is polling right now, one inside the other: whoever would wait for one of them waits
 //! for itself.
+//!
+//! A thread that ends polls what its other thread-locals hold, when the outer ones may be gone: then only the innermost is
+//! seen.
 
 use std::cell::{Cell, RefCell};
 
@@ -25,7 +28,7 @@ pub(super) fn enter(shard: usize, id: u64) -> Inside {
     let outer = INNERMOST.replace((shard, id));
     let nested = outer != NOWHERE;
     if nested {
-        AROUND.with_borrow_mut(|around| around.push(outer));
+        let _ = AROUND.try_with(|around| around.borrow_mut().push(outer));
     }
     Inside { nested }
 }
@@ -39,14 +42,20 @@ pub(super) fn is_empty() -> bool {
 /// Whether the thread is inside of that flight.
 pub(super) fn holds(shard: usize, id: u64) -> bool {
     let place = (shard, id);
-    INNERMOST.get() == place || AROUND.with_borrow(|around| around.contains(&place))
+    INNERMOST.get() == place
+        || AROUND
+            .try_with(|around| around.borrow().contains(&place))
+            .unwrap_or(false)
 }
 
 impl Drop for Inside {
     #[inline]
     fn drop(&mut self) {
         let outer = match self.nested {
-            true => AROUND.with_borrow_mut(Vec::pop),
+            true => AROUND
+                .try_with(|around| around.borrow_mut().pop())
+                .ok()
+                .flatten(),
             false => None,
         };
         INNERMOST.set(outer.unwrap_or(NOWHERE));
