@@ -12,6 +12,7 @@ use super::key::KeyBy;
 use super::map::{Claim, Hashed};
 use super::shard::Ticket;
 use super::share::Share;
+use super::state::Cell;
 use crate::base::priority::Priority;
 
 /// The task. Dropped before the flight is over, it tells those who wait.
@@ -118,6 +119,7 @@ where
 {
     fn drop(&mut self) {
         if let Some(cabin) = self.cabin.take() {
+            self.hub.stats.count(Cell::Abandoned);
             self.hub.fail(self.claim, None, Failure::Abandoned);
             self.hub.reuse(self.claim.shard, cabin);
         }
