@@ -17,7 +17,7 @@ use super::hub::{Boxed, Hub, Load, Own, Polled};
 use super::key::{KeyBy, Terms};
 use super::map::{Claim, Hashed};
 use super::nest;
-use super::shard::{Bypass, Joined};
+use super::shard::Joined;
 use super::share::Share;
 use super::state::{Cell, OnLeaderDrop, Readiness, State, Time};
 use super::work::{Cabin, Stage};
@@ -180,7 +180,6 @@ where
         caller.key = key.map(|key| (hash, key));
         match joined {
             Joined::Lead(ticket, spare) => {
-                hub.stats.count(Cell::Leaders);
                 let claim = Claim { shard, ticket };
                 *this.waiter = Some(Self::waiter(claim, hash, None));
                 let mut cabin = spare.unwrap_or_else(Cabin::new);
@@ -205,7 +204,6 @@ where
                 }
             }
             Joined::Follow(ticket, asked) => {
-                hub.stats.count(Cell::Followers);
                 let claim = Claim { shard, ticket };
                 if asked.is_none() && nest::holds(hub.map.address(shard), ticket.id) {
                     hub.leave(claim);
@@ -226,18 +224,10 @@ where
                 }
             }
             Joined::Kept(shared) => {
-                hub.stats.count(Cell::Followers);
                 hub.stats.count(Cell::Saved);
                 Poll::Ready(Step::Done(hub.policy.share.join(&shared)))
             }
-            Joined::Alone(why) => {
-                hub.stats.count(match why {
-                    Bypass::MaxKeys => Cell::MaxKeys,
-                    Bypass::MaxWaiters => Cell::MaxWaiters,
-                    Bypass::Unshareable => Cell::Remembered,
-                });
-                Poll::Ready(Step::Alone)
-            }
+            Joined::Alone(_) => Poll::Ready(Step::Alone),
         }
     }
 

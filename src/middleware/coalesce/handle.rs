@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::metrics;
-use super::state::{BYPASSES, Cell, ENDS, State};
+use super::state::{ALONE, Cell, ENDS, State};
 use crate::base::clock;
 use crate::base::error::BoxError;
 use crate::base::inspect::{Inspect, Knob, Value};
@@ -65,13 +65,20 @@ impl CoalesceHandle {
     /// The numbers now.
     pub fn snapshot(&self) -> CoalesceSnapshot {
         let stats = &self.0.stats;
-        let tally = self.0.tally(clock::now());
         // What follows from another is read before it.
-        let shared = stats.read(Cell::Saved);
-        let released = stats.read(Cell::Released);
-        let ends = ENDS.map(|(how, cell)| (how, stats.read(cell)));
-        let bypassed = BYPASSES.map(|(why, cell)| (why, stats.read(cell)));
-        let (followers, leaders) = (stats.read(Cell::Followers), stats.read(Cell::Leaders));
+        let (shared, released) = (stats.read(Cell::Saved), stats.read(Cell::Released));
+        let mut ends = ENDS.map(|(how, cell)| (how, cell.map_or(0, |cell| stats.read(cell))));
+        let tally = self.0.tally(clock::now());
+        let books = tally.books;
+        ends[ALONE].1 = books.alone;
+        let (leaders, followers) = (books.leaders, books.followers);
+        let bypassed = [
+            ("no_key", stats.read(Cell::NoKey)),
+            ("max_keys", books.max_keys),
+            ("max_waiters", books.max_waiters),
+            ("unshareable", books.unshareable),
+            ("paused", stats.read(Cell::Paused)),
+        ];
         let alone = bypassed.iter().map(|(_, count)| count).sum::<u64>();
         let all = leaders + followers + alone;
         CoalesceSnapshot {

@@ -281,7 +281,6 @@ where
         });
         let share = &self.policy.share;
         if landing.alone {
-            self.stats.count(Cell::Alone);
             return Polled::Done(result);
         }
         let grace = !self.settings.grace.is_zero();

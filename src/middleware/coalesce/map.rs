@@ -15,7 +15,7 @@ use std::sync::PoisonError;
 use std::sync::{Mutex, MutexGuard};
 
 use super::flight::{Asked, Cargo, Landed, Others, Wakers};
-use super::shard::{Debris, Joined, Landing, Left, Rules, Shard, Ticket};
+use super::shard::{Books, Debris, Joined, Landing, Left, Rules, Shard, Ticket};
 use crate::base::clock::Instant;
 use crate::base::priority::Priority;
 
@@ -46,6 +46,7 @@ pub(super) struct Tally {
     pub(super) waiters: usize,
     pub(super) kept: usize,
     pub(super) remembered: usize,
+    pub(super) books: Books,
     pub(super) hot: Vec<(u64, u64)>,
 }
 
@@ -201,6 +202,7 @@ impl<C: Cargo> Map<C> {
             tally.waiters += shard.waiters();
             tally.kept += shard.kept();
             tally.remembered += shard.remembered();
+            tally.books.add(shard.books());
             tally.hot.extend(shard.hot().iter());
         }
         tally

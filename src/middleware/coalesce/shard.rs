@@ -66,6 +66,18 @@ pub(super) enum Bypass {
     Unshareable,
 }
 
+/// How callers came and went, ever.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Books {
+    pub(super) leaders: u64,
+    pub(super) followers: u64,
+    /// Leaders nobody followed.
+    pub(super) alone: u64,
+    pub(super) max_keys: u64,
+    pub(super) max_waiters: u64,
+    pub(super) unshareable: u64,
+}
+
 /// What fell out of a shard: foreign things, to be dropped without its lock.
 pub(super) struct Debris<C: Cargo> {
     key: Option<C::Key>,
@@ -123,6 +135,8 @@ pub(super) struct Shard<C: Cargo> {
     live: usize,
     waiters: usize,
     ids: u64,
+    /// Written here, under a lock that is held anyway.
+    books: Books,
     /// When kept results fall due, and their numbers.
     kept: VecDeque<(Instant, u64, u64)>,
     memory: Memory,
@@ -148,6 +162,7 @@ impl<C: Cargo> Shard<C> {
             live: 0,
             waiters: 0,
             ids: 0,
+            books: Books::default(),
             kept: VecDeque::new(),
             hot: Hot::default(),
             spares: Vec::new(),
@@ -158,6 +173,27 @@ impl<C: Cargo> Shard<C> {
     /// A caller with `key`, which is taken if it leads. `now` is asked only if there is something to compare with. With
     /// `waker` one that follows asks what to do. Kept results that fell due were [swept](Self::sweep).
     pub(super) fn join(
+        &mut self,
+        hash: u64,
+        key: &mut Option<C::Key>,
+        priority: Priority,
+        now: impl Fn() -> Instant,
+        waker: Option<&Waker>,
+    ) -> Joined<C> {
+        let joined = self.find(hash, key, priority, now, waker);
+        let books = &mut self.books;
+        *match &joined {
+            Joined::Lead(..) => &mut books.leaders,
+            Joined::Follow(..) | Joined::Kept(_) => &mut books.followers,
+            Joined::Alone(Bypass::MaxKeys) => &mut books.max_keys,
+            Joined::Alone(Bypass::MaxWaiters) => &mut books.max_waiters,
+            Joined::Alone(Bypass::Unshareable) => &mut books.unshareable,
+        } += 1;
+        joined
+    }
+
+    #[inline]
+    fn find(
         &mut self,
         hash: u64,
         key: &mut Option<C::Key>,
@@ -317,6 +353,7 @@ impl<C: Cargo> Shard<C> {
         };
         if landing.alone {
             debris.waker = flight.stand(ticket.seat, true);
+            self.books.alone += 1;
             self.waiters -= 1;
             self.free(ticket.slot, debris);
         }
@@ -436,6 +473,10 @@ impl<C: Cargo> Shard<C> {
     pub(super) fn tidy(&mut self, now: Instant, swept: &mut Swept<C>) {
         self.sweep(now, swept);
         self.memory.forget(now);
+    }
+
+    pub(super) fn books(&self) -> &Books {
+        &self.books
     }
 
     pub(super) fn live(&self) -> usize {
@@ -587,6 +628,19 @@ impl<C: Cargo> Shard<C> {
             self.benches = Benches::default();
             self.shrink();
         }
+    }
+}
+
+// ===== impl Books =====
+
+impl Books {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.leaders += other.leaders;
+        self.followers += other.followers;
+        self.alone += other.alone;
+        self.max_keys += other.max_keys;
+        self.max_waiters += other.max_waiters;
+        self.unshareable += other.unshareable;
     }
 }
 

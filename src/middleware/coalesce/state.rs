@@ -78,11 +78,10 @@ pub(super) trait Hubs: Any + Send + Sync {
     fn tally(&self, now: Instant) -> Tally;
 }
 
-/// What is counted. The first eleven are how flights ended.
+/// What is counted. The first ten are how flights ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Cell {
     Shared,
-    Alone,
     Unshareable,
     Retry,
     HandOver,
@@ -92,12 +91,7 @@ pub(super) enum Cell {
     Panic,
     Timeout,
     Deadline,
-    Leaders,
-    Followers,
     NoKey,
-    MaxKeys,
-    MaxWaiters,
-    Remembered,
     /// Callers served by somebody else's call.
     Saved,
     /// Followers that sent their own requests after all.
@@ -107,26 +101,21 @@ pub(super) enum Cell {
     Count,
 }
 
-pub(super) const ENDS: [(&str, Cell); 11] = [
-    ("shared", Cell::Shared),
-    ("alone", Cell::Alone),
-    ("unshareable", Cell::Unshareable),
-    ("retry", Cell::Retry),
-    ("handover", Cell::HandOver),
-    ("reissue", Cell::Reissue),
-    ("detached", Cell::Detached),
-    ("abandoned", Cell::Abandoned),
-    ("panic", Cell::Panic),
-    ("timeout", Cell::Timeout),
-    ("deadline", Cell::Deadline),
-];
+/// Where in [`ENDS`] the flights are that nobody followed. The shards count them.
+pub(super) const ALONE: usize = 1;
 
-pub(super) const BYPASSES: [(&str, Cell); 5] = [
-    ("no_key", Cell::NoKey),
-    ("max_keys", Cell::MaxKeys),
-    ("max_waiters", Cell::MaxWaiters),
-    ("unshareable", Cell::Remembered),
-    ("paused", Cell::Paused),
+pub(super) const ENDS: [(&str, Option<Cell>); 11] = [
+    ("shared", Some(Cell::Shared)),
+    ("alone", None),
+    ("unshareable", Some(Cell::Unshareable)),
+    ("retry", Some(Cell::Retry)),
+    ("handover", Some(Cell::HandOver)),
+    ("reissue", Some(Cell::Reissue)),
+    ("detached", Some(Cell::Detached)),
+    ("abandoned", Some(Cell::Abandoned)),
+    ("panic", Some(Cell::Panic)),
+    ("timeout", Some(Cell::Timeout)),
+    ("deadline", Some(Cell::Deadline)),
 ];
 
 /// Which of the two times.
@@ -187,6 +176,7 @@ impl State {
             sum.waiters += tally.waiters;
             sum.kept += tally.kept;
             sum.remembered += tally.remembered;
+            sum.books.add(&tally.books);
             sum.hot.extend(tally.hot);
             place = &node.next;
         }
