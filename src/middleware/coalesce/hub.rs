@@ -236,18 +236,17 @@ where
             cabin.clear();
             return Poll::Ready(Some(result));
         }
-        if timed && let Some(timeout) = self.settings.flight_timeout {
-            let mut timer = cabin.project().timer;
-            if timer.is_none() {
-                timer.set(self.timer(clock::now().checked_add(timeout)));
+        match self.settings.flight_timeout {
+            Some(timeout) if timed => match cabin.late(timeout, cx, |until| self.timer(until)) {
+                true => Poll::Ready(None),
+                false => Poll::Pending,
+            },
+            Some(_) => {
+                cabin.untimed();
+                Poll::Pending
             }
-            if let Some(timer) = timer.as_pin_mut()
-                && timer.poll(cx).is_ready()
-            {
-                return Poll::Ready(None);
-            }
+            None => Poll::Pending,
         }
-        Poll::Pending
     }
 
     /// Ends at `until`, if there is anybody to tell the time: a runtime, and one that has timers.

@@ -2,13 +2,16 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker, ready};
+use std::time::Duration;
 
 use pin_project_lite::pin_project;
+use tokio::runtime::{Handle, Id};
 use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::map::Claim;
 use super::shard::Ticket;
+use crate::base::clock::{self, Instant};
 
 pin_project! {
     /// A call in the making: a service that is asked for readiness, then the future it makes.
@@ -33,7 +36,9 @@ pin_project! {
         pub(super) stage: Stage<S, Req>,
         // When the flight has taken too long; there once somebody else waits.
         #[pin]
-        pub(super) timer: Option<Sleep>,
+        timer: Option<Sleep>,
+        // Whose timer it is.
+        runtime: Option<Id>,
         // The priority its request was sent with.
         pub(super) sent: Option<crate::base::priority::Priority>,
         bell: Option<(Arc<Bell>, Waker)>,
@@ -98,6 +103,7 @@ where
         Box::pin(Self {
             stage: Stage::Empty,
             timer: None,
+            runtime: None,
             sent: None,
             bell: None,
         })
@@ -114,9 +120,45 @@ where
 
     /// Drops what is inside, which is foreign.
     pub(super) fn clear(mut self: Pin<&mut Self>) {
-        self.as_mut().project().timer.set(None);
+        self.as_mut().untimed();
         *self.as_mut().project().sent = None;
         self.set_stage(Stage::Empty);
+    }
+
+    /// Whether the flight takes longer than `timeout`, counted from the first time this is asked. If not, `cx` is woken
+    /// when it does, by what `timer` makes.
+    pub(super) fn late(
+        self: Pin<&mut Self>,
+        timeout: Duration,
+        cx: &mut Context<'_>,
+        timer: impl FnOnce(Option<Instant>) -> Option<Sleep>,
+    ) -> bool {
+        let mut this = self.project();
+        let until = this
+            .timer
+            .as_ref()
+            .as_pin_ref()
+            .map(|timer| timer.deadline());
+        let Ok(here) = Handle::try_current() else {
+            // Nobody to ring: it is looked at when somebody polls.
+            return until.is_some_and(|until| until <= clock::now());
+        };
+        // Who drives next may be in another runtime, and outlive the one the timer is of.
+        if *this.runtime != Some(here.id()) {
+            let until = until.or_else(|| clock::now().checked_add(timeout));
+            this.timer.set(timer(until));
+            *this.runtime = Some(here.id());
+        }
+        this.timer
+            .as_pin_mut()
+            .is_some_and(|timer| timer.poll(cx).is_ready())
+    }
+
+    /// The flight has all the time there is.
+    pub(super) fn untimed(self: Pin<&mut Self>) {
+        let mut this = self.project();
+        this.timer.set(None);
+        *this.runtime = None;
     }
 
     /// The waker that reaches all who wait for the flight. Made once a cabin.
