@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use tower_service::Service;
 
@@ -13,7 +13,7 @@ use super::map::{Claim, Hashed};
 use super::shard::Ticket;
 use super::share::Share;
 use super::state::Cell;
-use crate::base::priority::Priority;
+use crate::base::clock;
 
 /// The task. Dropped before the flight is over, it tells those who wait.
 struct Courier<S, Y, P, Req>
@@ -29,7 +29,6 @@ where
     hub: Arc<Hub<S, Y, P, Req>>,
     claim: Claim,
     hash: Hashed,
-    asked: Priority,
     cabin: Option<Boxed<S, Req>>,
 }
 
@@ -39,7 +38,7 @@ pub(super) fn send<S, Y, P, Req>(
     claim: Claim,
     hash: Hashed,
     cabin: Boxed<S, Req>,
-    asked: Priority,
+    waker: &Waker,
 ) where
     S: Service<Req> + Send + 'static,
     S::Future: Send + 'static,
@@ -63,9 +62,10 @@ pub(super) fn send<S, Y, P, Req>(
             ..claim
         },
         hash,
-        asked,
         cabin: Some(cabin),
     };
+    // From here on, whatever happens, the courier ends the flight.
+    hub.map.detach(claim, waker, clock::now());
     hub.settings.executor.execute(Box::pin(courier));
 }
 
@@ -85,7 +85,7 @@ where
         let this = &mut *self;
         if this
             .hub
-            .drive_task(this.claim, this.hash, &mut this.cabin, this.asked, cx)
+            .drive_task(this.claim, this.hash, &mut this.cabin, cx)
         {
             Poll::Ready(())
         } else {

@@ -193,8 +193,7 @@ where
                         .board(caller.service, caller.req, caller.ready);
                 }
                 if hub.settings.on_leader_drop == OnLeaderDrop::Detach {
-                    hub.map.detach(claim, cx.waker(), clock::now());
-                    courier::send(hub, claim, hash, cabin, this.terms.priority);
+                    courier::send(hub, claim, hash, cabin, cx.waker());
                     return Poll::Ready(Step::Again);
                 }
                 let asked = this.terms.priority;

@@ -163,13 +163,16 @@ where
         claim: Claim,
         hash: Hashed,
         cabin: &mut Option<Boxed<S, Req>>,
-        asked: Priority,
         cx: &mut Context<'_>,
     ) -> bool {
         let Some(work) = cabin.as_mut() else {
             return true;
         };
         let unsent = work.sent.is_none();
+        let asked = match unsent {
+            true => self.map.asked(claim),
+            false => Priority::default(),
+        };
         let polled = {
             let _inside = nest::enter(self.map.address(claim.shard), claim.ticket.id);
             let work = work.as_mut();

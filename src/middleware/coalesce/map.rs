@@ -144,6 +144,11 @@ impl<C: Cargo> Map<C> {
         self.shard(claim).sent(claim.ticket, priority);
     }
 
+    /// The greatest priority among those who joined.
+    pub(super) fn asked(&self, claim: Claim) -> Priority {
+        self.shard(claim).asked(claim.ticket)
+    }
+
     pub(super) fn finish(&self, claim: Claim, work: C::Work, debris: &mut Debris<C>) -> Landing {
         self.shard(claim).finish(claim.ticket, work, debris)
     }

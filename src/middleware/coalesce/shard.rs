@@ -326,6 +326,11 @@ impl<C: Cargo> Shard<C> {
         };
     }
 
+    /// The greatest priority among those who joined a detached flight.
+    pub(super) fn asked(&mut self, ticket: Ticket) -> Priority {
+        self.flight(ticket).asked
+    }
+
     /// The request of a detached flight was sent.
     pub(super) fn sent(&mut self, ticket: Ticket, priority: Priority) {
         self.flight(ticket).sent = Some(priority);
