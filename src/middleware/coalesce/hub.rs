@@ -287,6 +287,15 @@ where
         }
         let grace = !self.settings.grace.is_zero();
         let keep = grace.then(clock::now);
+        // Whom a task drove for, and nobody else: nobody joins a flight that is off the list.
+        let lone = landing.leader && landing.waiters == 1 && !grace;
+        if lone {
+            self.stats.count(Cell::Alone);
+            let own = Some(Own::Result(result));
+            self.map
+                .publish(claim, own, Others::Released, None, &mut debris);
+            return Polled::Over;
+        }
         let split = catch_unwind(AssertUnwindSafe(|| match share.admit(&result) {
             Admit::Share if landing.waiters > 0 || grace => {
                 let shared = Arc::new(share.split(result));
