@@ -17,7 +17,7 @@ use super::hub::{Boxed, Hub, Load, Own, Polled};
 use super::key::{KeyBy, Terms};
 use super::map::{Claim, Hashed};
 use super::nest;
-use super::shard::Joined;
+use super::shard::{Debris, Joined};
 use super::share::Share;
 use super::state::{Cell, OnLeaderDrop, Readiness, State, Time};
 use super::work::{Cabin, Stage};
@@ -235,8 +235,12 @@ where
         let this = self.as_mut().project();
         let hub = Hub::<S, Y, P, Req>::of(this.state);
         let waiter = this.waiter.as_ref().expect("asked only of those who wait");
-        let asked = hub.map.ask(waiter.claim, cx.waker());
-        match Self::told(hub, this.waiter, asked, cx) {
+        // It goes when what was told is done.
+        let mut debris = Debris::default();
+        let asked = hub.map.ask(waiter.claim, cx.waker(), &mut debris);
+        let told = Self::told(hub, this.waiter, asked, cx);
+        drop(debris);
+        match told {
             Poll::Pending => self.expire(cx),
             done => done,
         }
@@ -312,8 +316,11 @@ where
         match hub.drive(here.claim, here.hash, work, direct, asked, cx) {
             Polled::Parked => Poll::Pending,
             Polled::Over => {
-                let landed = hub.map.verdict(here.claim);
-                Poll::Ready(Self::land(hub, waiter, landed))
+                let mut debris = Debris::default();
+                let landed = hub.map.verdict(here.claim, &mut debris);
+                let step = Self::land(hub, waiter, landed);
+                drop(debris);
+                Poll::Ready(step)
             }
             Polled::Done(result) => {
                 *waiter = None;

@@ -67,10 +67,10 @@ impl CoalesceHandle {
         let stats = &self.0.stats;
         // What follows from another is read before it.
         let (shared, released) = (stats.read(Cell::Saved), stats.read(Cell::Released));
-        let mut ends = ENDS.map(|(how, cell)| (how, cell.map_or(0, |cell| stats.read(cell))));
+        let mut ends = ENDS.map(|(how, cell)| (how, stats.read(cell)));
         let tally = self.0.tally(clock::now());
         let books = tally.books;
-        ends[ALONE].1 = books.alone;
+        ends[ALONE].1 += books.alone;
         let (leaders, followers) = (books.leaders, books.followers);
         let bypassed = [
             ("no_key", stats.read(Cell::NoKey)),

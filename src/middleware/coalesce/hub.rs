@@ -131,7 +131,12 @@ where
             }))
         };
         match polled {
-            Ok(Poll::Ready(Some(result))) => self.land(claim, hash, cabin, result),
+            Ok(Poll::Ready(Some(result))) => {
+                let mut debris = Debris::default();
+                let polled = self.land(claim, hash, cabin, result, &mut debris);
+                drop(debris);
+                polled
+            }
             Ok(Poll::Ready(None)) => {
                 self.stats.count(Cell::Timeout);
                 self.fail(claim, None, Failure::TimedOut);
@@ -140,8 +145,10 @@ where
             }
             Ok(Poll::Pending) => {
                 let sent = cabin.sent;
-                let orphan = self.map.park(claim, cabin, sent, cx.waker(), clock::now);
-                match orphan {
+                let mut debris = Debris::default();
+                self.map
+                    .park(claim, cabin, sent, cx.waker(), clock::now, &mut debris);
+                match debris.work() {
                     Some(orphan) => {
                         self.reuse(claim.shard, orphan);
                         Polled::Over
@@ -188,7 +195,10 @@ where
             return true;
         };
         match polled {
-            Ok(Poll::Ready(Some(result))) => drop(self.land(claim, hash, work, result)),
+            Ok(Poll::Ready(Some(result))) => {
+                let mut debris = Debris::default();
+                drop(self.land(claim, hash, work, result, &mut debris));
+            }
             Ok(Poll::Ready(None)) => {
                 self.stats.count(Cell::Timeout);
                 self.fail(claim, None, Failure::TimedOut);
@@ -271,10 +281,9 @@ where
         hash: Hashed,
         cabin: Boxed<S, Req>,
         result: Result<S::Response, S::Error>,
+        debris: &mut Debris<Load<S, Y, P, Req>>,
     ) -> Polled<S::Response, S::Error> {
-        // Dropped last: a key's destructor may panic.
-        let mut debris = Debris::default();
-        let landing = self.map.finish(claim, cabin, &mut debris);
+        let landing = self.map.finish(claim, cabin, debris);
         let at = landing.since.map(|since| {
             let now = clock::now();
             let took = now.saturating_duration_since(since);
@@ -293,7 +302,7 @@ where
             self.stats.count(Cell::Alone);
             let own = Some(Own::Result(result));
             self.map
-                .publish(claim, own, Others::Released, None, &mut debris);
+                .publish(claim, own, Others::Released, None, None, debris);
             return Polled::Over;
         }
         let split = catch_unwind(AssertUnwindSafe(|| match share.admit(&result) {
@@ -316,7 +325,7 @@ where
                     true => (own.map(Own::Result), None),
                     false => (None, own),
                 };
-                self.map.publish(claim, own, others, keep, at, &mut debris);
+                self.map.publish(claim, own, others, keep, at, debris);
                 // Its destructor may panic too: those who wait have been told.
                 drop(nobodys);
             }
@@ -341,7 +350,8 @@ where
 
     /// A waiter goes away without a verdict.
     pub(super) fn leave(&self, claim: Claim) {
-        let (left, work) = self.map.leave(claim);
+        let mut debris = Debris::default();
+        let left = self.map.leave(claim, &mut debris);
         let reissue = self.settings.on_leader_drop == OnLeaderDrop::Reissue;
         match left {
             Left::Others => {}
@@ -349,7 +359,7 @@ where
             Left::Orphans if reissue => self.stats.count(Cell::Reissue),
             Left::Orphans | Left::Nobody => self.stats.count(Cell::Abandoned),
         }
-        if let Some(work) = work {
+        if let Some(work) = debris.work() {
             self.reuse(claim.shard, work);
         }
     }

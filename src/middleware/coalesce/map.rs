@@ -1,7 +1,8 @@
 //! All keys, in shards, each behind a lock of its own that is held for a look-up and a few stores.
 //!
-//! Wakers are woken, and what falls out of a shard is dropped, when its lock has been given back. Methods that end
-//! something take the [`Debris`] of their caller, who drops it once nobody can be hurt by a destructor that panics.
+//! Wakers are woken when a lock has been given back. What falls out of a shard goes to the [`Debris`] of the caller, who
+//! drops it once nobody can be hurt by a destructor that panics. No debris is a local of a method that returns something: a
+//! local whose destructor panics at the end leaks what is returned, and that may be a flight's only driver.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -108,16 +109,15 @@ impl<C: Cargo> Map<C> {
         (index as u32, joined)
     }
 
-    pub(super) fn ask(&self, claim: Claim, waker: &Waker) -> Asked<C> {
-        let mut debris = Debris::default();
-        self.shard(claim).ask(claim.ticket, waker, &mut debris)
+    pub(super) fn ask(&self, claim: Claim, waker: &Waker, debris: &mut Debris<C>) -> Asked<C> {
+        self.shard(claim).ask(claim.ticket, waker, debris)
     }
 
-    pub(super) fn verdict(&self, claim: Claim) -> Landed<C> {
-        let mut debris = Debris::default();
-        self.shard(claim).verdict(claim.ticket, &mut debris)
+    pub(super) fn verdict(&self, claim: Claim, debris: &mut Debris<C>) -> Landed<C> {
+        self.shard(claim).verdict(claim.ticket, debris)
     }
 
+    /// Work that nobody wants any more is among the debris.
     pub(super) fn park(
         &self,
         claim: Claim,
@@ -125,15 +125,14 @@ impl<C: Cargo> Map<C> {
         sent: Option<Priority>,
         waker: &Waker,
         now: impl Fn() -> Instant,
-    ) -> Option<C::Work> {
-        let mut debris = Debris::default();
+        debris: &mut Debris<C>,
+    ) {
         let wake = self
             .shard(claim)
-            .park(claim.ticket, work, sent, waker, now, &mut debris);
+            .park(claim.ticket, work, sent, waker, now, debris);
         if wake {
             self.wake(claim);
         }
-        debris.work()
     }
 
     pub(super) fn detach(&self, claim: Claim, waker: &Waker, now: Instant) {
@@ -167,15 +166,13 @@ impl<C: Cargo> Map<C> {
         self.wake(claim);
     }
 
-    /// The waiter leaves; the work that nobody wants any more, once its key is free.
-    pub(super) fn leave(&self, claim: Claim) -> (Left, Option<C::Work>) {
-        let mut debris = Debris::default();
-        let left = self.shard(claim).leave(claim.ticket, &mut debris);
+    /// The waiter leaves. Work that nobody wants any more is among the debris, and its key is free.
+    pub(super) fn leave(&self, claim: Claim, debris: &mut Debris<C>) -> Left {
+        let left = self.shard(claim).leave(claim.ticket, debris);
         if left == Left::Orphans {
             self.wake(claim);
         }
-        let work = debris.work();
-        (left, work)
+        left
     }
 
     /// Somebody wakes the work of a flight.

@@ -78,10 +78,11 @@ pub(super) trait Hubs: Any + Send + Sync {
     fn tally(&self, now: Instant) -> Tally;
 }
 
-/// What is counted. The first ten are how flights ended.
+/// What is counted. The first eleven are how flights ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Cell {
     Shared,
+    Alone,
     Unshareable,
     Retry,
     HandOver,
@@ -101,21 +102,21 @@ pub(super) enum Cell {
     Count,
 }
 
-/// Where in [`ENDS`] the flights are that nobody followed. The shards count them.
+/// Where in [`ENDS`] the flights are that nobody followed. The shards count those without a task.
 pub(super) const ALONE: usize = 1;
 
-pub(super) const ENDS: [(&str, Option<Cell>); 11] = [
-    ("shared", Some(Cell::Shared)),
-    ("alone", None),
-    ("unshareable", Some(Cell::Unshareable)),
-    ("retry", Some(Cell::Retry)),
-    ("handover", Some(Cell::HandOver)),
-    ("reissue", Some(Cell::Reissue)),
-    ("detached", Some(Cell::Detached)),
-    ("abandoned", Some(Cell::Abandoned)),
-    ("panic", Some(Cell::Panic)),
-    ("timeout", Some(Cell::Timeout)),
-    ("deadline", Some(Cell::Deadline)),
+pub(super) const ENDS: [(&str, Cell); 11] = [
+    ("shared", Cell::Shared),
+    ("alone", Cell::Alone),
+    ("unshareable", Cell::Unshareable),
+    ("retry", Cell::Retry),
+    ("handover", Cell::HandOver),
+    ("reissue", Cell::Reissue),
+    ("detached", Cell::Detached),
+    ("abandoned", Cell::Abandoned),
+    ("panic", Cell::Panic),
+    ("timeout", Cell::Timeout),
+    ("deadline", Cell::Deadline),
 ];
 
 /// Which of the two times.

@@ -214,7 +214,7 @@ impl Caller {
         let waker = self.waker();
         self.got = match self.work.take() {
             Some(work) => self.drive(work, true),
-            None => match self.site.map.ask(self.claim, &waker) {
+            None => match self.site.map.ask(self.claim, &waker, &mut Debris::default()) {
                 Asked::Drive { work, direct, .. } => self.drive(work, direct),
                 Asked::Wait { .. } => None,
                 Asked::Over(landed) => Some(Self::got(landed)),
@@ -233,8 +233,11 @@ impl Caller {
             site.source.poll(self.claim.ticket.id, &bell.into())
         };
         if !there {
-            let orphan = site.map.park(self.claim, work, None, &own, clock::now);
-            return match orphan {
+            let mut debris = Debris::default();
+            let now = clock::now;
+            site.map
+                .park(self.claim, work, None, &own, now, &mut debris);
+            return match debris.work() {
                 Some(work) => {
                     site.map.recycle(self.claim.shard, work);
                     Some(self.verdict())
@@ -268,7 +271,7 @@ impl Caller {
     }
 
     fn verdict(&self) -> Got {
-        Self::got(self.site.map.verdict(self.claim))
+        Self::got(self.site.map.verdict(self.claim, &mut Debris::default()))
     }
 
     fn got(landed: Landed<Toy>) -> Got {
@@ -287,7 +290,9 @@ impl Caller {
             return false;
         }
         assert!(self.work.take().is_none(), "who drives does not leave");
-        let (left, work) = self.site.map.leave(self.claim);
+        let mut debris = Debris::default();
+        let left = self.site.map.leave(self.claim, &mut debris);
+        let work = debris.work();
         assert_eq!(
             left == Left::Nobody,
             left != Left::Orphans && work.is_some()
