@@ -333,6 +333,12 @@ impl<C: Cargo> Flight<C> {
         Landed { verdict, at }
     }
 
+    /// How many ever waited at a time.
+    #[cfg(all(test, not(tower_flow_loom)))]
+    pub(super) fn places(&self) -> usize {
+        self.seats.list.len()
+    }
+
     /// Takes wakers from seat `from` on. Where to go on, if there are more.
     pub(super) fn wakers(&mut self, from: usize, into: &mut Wakers) -> Option<usize> {
         let seats = std::iter::once(&mut self.seats.first).chain(&mut self.seats.rest);

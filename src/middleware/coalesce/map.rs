@@ -252,3 +252,62 @@ impl<C: Cargo> fmt::Debug for Map<C> {
 
 #[cfg(all(test, tower_flow_loom))]
 mod models;
+
+#[cfg(all(test, not(tower_flow_loom)))]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    struct Toy;
+
+    impl Cargo for Toy {
+        type Key = u32;
+        type Work = ();
+        type Shared = ();
+        type Own = ();
+    }
+
+    fn map(max_keys: usize, threads: usize) -> Map<Toy> {
+        let rules = Rules {
+            max_keys,
+            max_waiters: 1,
+            leader_age: Duration::MAX,
+            grace: Duration::ZERO,
+            orphan: None,
+            remember: (Duration::ZERO, 0),
+        };
+        Map::new(rules, threads)
+    }
+
+    /// How many keys of `among` are taken, and in how many shards they are.
+    fn fill(map: &Map<Toy>, among: u32) -> (usize, usize) {
+        let mut shards = BTreeSet::new();
+        let mut taken = 0;
+        for key in 0..among {
+            let mut debris = Debris::default();
+            let (hash, now) = (map.hash(&key), crate::base::clock::now);
+            let joined = map.join(hash, &mut Some(key), Priority::Default, now, &mut debris);
+            if let (shard, Joined::Lead(..)) = joined {
+                shards.insert(shard);
+                taken += 1;
+            }
+        }
+        (taken, shards.len())
+    }
+
+    #[test]
+    fn few_keys_are_in_one_shard_and_their_bound_is_exact() {
+        for max in [1, 7, 1_023] {
+            assert_eq!(fill(&map(max, 64), 2_000), (max, 1));
+        }
+    }
+
+    #[test]
+    fn many_keys_are_spread_over_shards_and_bounded_all_together() {
+        let map = map(4_096, 64);
+        assert_eq!(map.shards.len(), 8);
+        assert_eq!(fill(&map, 100_000), (4_096, 8));
+        assert_eq!(self::map(1 << 24, 3).shards.len(), 16);
+    }
+}

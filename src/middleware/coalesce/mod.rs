@@ -208,3 +208,6 @@ pub use listed::Credentials;
 pub use service::Coalesce;
 pub use share::{Admit, ArcError, CloneResult, Keep, Share, ShareExt, SharedError, When};
 pub use state::{OnLeaderDrop, Readiness};
+
+#[cfg(all(test, not(tower_flow_loom)))]
+mod tests;

@@ -1,5 +1,8 @@
 mod world;
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::Wake;
+
 use proptest::prelude::*;
 
 use self::world::{End, Found, Heard, Share, Step, World, ms, rules};
@@ -199,6 +202,54 @@ fn more_waiters_than_are_woken_at_a_time_are_all_woken() {
     world.wake();
     assert!(crowd.iter().all(|caller| world.runs(*caller)));
     world.quiet();
+}
+
+#[test]
+fn seats_are_taken_again_by_those_who_come() {
+    let mut world = world(|_| {});
+    let leader = world.waiting(0);
+    for _ in 0..100 {
+        let callers = [world.waits_too(0), world.follows(0)];
+        for caller in callers {
+            world.leave(caller);
+        }
+        world.ring(world.flight(leader));
+        world.wake();
+        assert_eq!(world.ask(leader), Heard::Drives(true));
+        world.parks(leader);
+    }
+    let flight = world.shard.flights[0].as_ref().expect("it waits");
+    assert_eq!(flight.places(), 3, "as many as sat there at a time");
+}
+
+/// A waker that panics.
+struct Alarm(AtomicUsize);
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+        std::panic::resume_unwind(Box::new("an alarm"));
+    }
+}
+
+#[test]
+fn a_waker_that_panics_keeps_no_other_asleep() {
+    let alarm = Arc::new(Alarm(AtomicUsize::new(0)));
+    let waker = alarm.clone().into();
+    let mut flight = Flight::<world::Toy>::new(None, 1, 0, DEFAULT);
+    for seat in 1..4 {
+        assert_eq!(flight.join(DEFAULT), seat);
+        assert!(matches!(
+            flight.ask(seat, &waker),
+            Asked::Wait { stale: None }
+        ));
+    }
+    let mut wakers = Wakers::new();
+    assert_eq!(flight.wakers(0, &mut wakers), None);
+    let panic = wakers.wake().expect_err("they panic");
+    assert_eq!(panic.downcast_ref(), Some(&"an alarm"));
+    assert_eq!(alarm.0.load(SeqCst), 3);
+    assert!(wakers.wake().is_ok(), "once");
 }
 
 // ===== Ends =====
