@@ -336,7 +336,7 @@ impl<C: Cargo> Flight<C> {
     /// How many ever waited at a time.
     #[cfg(all(test, not(tower_flow_loom)))]
     pub(super) fn places(&self) -> usize {
-        self.seats.list.len()
+        1 + self.seats.rest.len()
     }
 
     /// Takes wakers from seat `from` on. Where to go on, if there are more.

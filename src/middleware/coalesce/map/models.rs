@@ -214,7 +214,11 @@ impl Caller {
         let waker = self.waker();
         self.got = match self.work.take() {
             Some(work) => self.drive(work, true),
-            None => match self.site.map.ask(self.claim, &waker, &mut Debris::default()) {
+            None => match self
+                .site
+                .map
+                .ask(self.claim, &waker, &mut Debris::default())
+            {
                 Asked::Drive { work, direct, .. } => self.drive(work, direct),
                 Asked::Wait { .. } => None,
                 Asked::Over(landed) => Some(Self::got(landed)),

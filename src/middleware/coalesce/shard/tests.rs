@@ -218,8 +218,11 @@ fn seats_are_taken_again_by_those_who_come() {
         assert_eq!(world.ask(leader), Heard::Drives(true));
         world.parks(leader);
     }
-    let flight = world.shard.flights[0].as_ref().expect("it waits");
-    assert_eq!(flight.places(), 3, "as many as sat there at a time");
+    assert_eq!(
+        world.shard.flights[0].places(),
+        3,
+        "as many as sat there at a time"
+    );
 }
 
 /// A waker that panics.
@@ -236,9 +239,11 @@ impl Wake for Alarm {
 fn a_waker_that_panics_keeps_no_other_asleep() {
     let alarm = Arc::new(Alarm(AtomicUsize::new(0)));
     let waker = alarm.clone().into();
-    let mut flight = Flight::<world::Toy>::new(None, 1, 0, DEFAULT);
+    let mut flight = Flight::<world::Toy>::vacant();
+    let mut benches = Benches::default();
+    flight.begin(1, 0, DEFAULT);
     for seat in 1..4 {
-        assert_eq!(flight.join(DEFAULT), seat);
+        assert_eq!(flight.join(DEFAULT, &mut benches), seat);
         assert!(matches!(
             flight.ask(seat, &waker),
             Asked::Wait { stale: None }
