@@ -354,7 +354,11 @@ struct Gate {
     waker: Mutex<Option<Waker>>,
 }
 
-pub struct Behind(Arc<Gate>, u64);
+pub struct Behind {
+    gate: Arc<Gate>,
+    key: u64,
+    begun: bool,
+}
 
 impl Gated {
     fn shut(&self) {
@@ -384,19 +388,26 @@ impl Service<u64> for Gated {
     }
 
     fn call(&mut self, req: u64) -> Behind {
-        self.0.calls.fetch_add(1, Relaxed);
-        Behind(self.0.clone(), req)
+        Behind {
+            gate: self.0.clone(),
+            key: req,
+            begun: false,
+        }
     }
 }
 
 impl Future for Behind {
     type Output = Result<u64, std::convert::Infallible>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.0.open.load(Relaxed) {
-            return Poll::Ready(Ok(self.1));
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Some make a future for each caller, and poll one.
+        if !std::mem::replace(&mut self.begun, true) {
+            self.gate.calls.fetch_add(1, Relaxed);
         }
-        *self.0.waker.lock().expect("nothing panics in it") = Some(cx.waker().clone());
+        if self.gate.open.load(Relaxed) {
+            return Poll::Ready(Ok(self.key));
+        }
+        *self.gate.waker.lock().expect("nothing panics in it") = Some(cx.waker().clone());
         Poll::Pending
     }
 }

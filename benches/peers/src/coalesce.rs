@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub fn print() {
     let followed = rows.crowds.measure(rounds, &[FOLLOWERS], 1, 1_000);
     let mut pairs = vec![(Vec::new(), Vec::new()); rows.pairs.len()];
     let mut waits = vec![Vec::new(); rows.waits.len()];
-    for _ in 0..rounds.div_ceil(6) {
+    for _ in 0..rounds.div_ceil(3) {
         for (run, (one, two)) in rows.pairs.iter().zip(&mut pairs) {
             one.push(run(1));
             two.push(run(2));
@@ -55,8 +55,8 @@ pub fn print() {
     println!("## Equal requests in flight\n");
     println!(
         "Alone: one call after the other, each with a key of its own, in a runtime of one thread, over a backend that answers at \
-         once. Followers: {FOLLOWERS} of one call, driven by hand, over its leader. Two threads: as alone, on clones, each with \
-         a runtime of its own. Waiting: processor time while one follower waits {} ms for one leader. Layers are layers; \
+         once. Followers: {FOLLOWERS} of one call, driven by hand, over its leader. Two threads: as alone, on clones; the \
+         tasks of those that spawn any run on two threads more. Waiting: processor time while one follower waits {} ms for one leader. Layers are layers; \
          the others are called by a function for each request, which clones a handle and makes the backend's future. The \
          caches keep nothing: their capacity is 0.\n",
         TAKES.as_millis()
@@ -127,6 +127,12 @@ fn runtime() -> &'static Runtime {
     Box::leak(Box::new(builder.enable_time().build().expect("a runtime")))
 }
 
+/// Where the tasks of two workers run, also when neither of them waits.
+static TASKS: LazyLock<Runtime> = LazyLock::new(|| {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).build().expect("a runtime")
+});
+
 struct Rows {
     runtime: &'static Runtime,
     ways: Ways,
@@ -156,14 +162,7 @@ impl Rows {
             from += times as u64;
         });
         self.pairs.push(Box::new(move |threads| {
-            workers(&service, threads, 20 * CALLS, |work| {
-                thread_local! {
-                    static OWN: Runtime = tokio::runtime::Builder::new_current_thread()
-                        .build()
-                        .expect("a runtime");
-                }
-                OWN.with(|own| own.block_on(work));
-            })
+            workers(&service, threads, 20 * CALLS, |work| TASKS.block_on(work))
         }));
     }
 
