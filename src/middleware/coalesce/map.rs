@@ -253,7 +253,8 @@ impl<C: Cargo> fmt::Debug for Map<C> {
 #[cfg(all(test, tower_flow_loom))]
 mod models;
 
-#[cfg(all(test, not(tower_flow_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_flow_loom))]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;

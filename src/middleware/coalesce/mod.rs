@@ -209,5 +209,6 @@ pub use service::Coalesce;
 pub use share::{Admit, ArcError, CloneResult, Keep, Share, ShareExt, SharedError, When};
 pub use state::{OnLeaderDrop, Readiness};
 
-#[cfg(all(test, not(tower_flow_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_flow_loom))]
 mod tests;

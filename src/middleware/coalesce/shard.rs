@@ -670,5 +670,6 @@ impl<C: Cargo> Debris<C> {
     }
 }
 
-#[cfg(all(test, not(tower_flow_loom)))]
+#[cfg(test)]
+#[cfg(not(tower_flow_loom))]
 mod tests;
