@@ -201,7 +201,9 @@ fn a_key_whose_destructor_panics_keeps_nobody_waiting() {
 }
 
 /// A service and what a thread waits for, till the thread ends.
-struct Last(Option<(Box<dyn FnOnce() + Send>, std::sync::mpsc::Sender<bool>)>);
+struct Last(Option<(Job, std::sync::mpsc::Sender<bool>)>);
+
+type Job = Box<dyn FnOnce() + Send>;
 
 impl Drop for Last {
     fn drop(&mut self) {
