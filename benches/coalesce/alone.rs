@@ -23,7 +23,7 @@ const CALLS: usize = 2_000;
 pub fn print() {
     let rounds = 5 * support::rounds();
     println!(
-        "One request after the other, each with a key of its own: nanoseconds over the bare service of the same rows, \
+        "One request after the other, each with a key of its own: nanoseconds of a processor over the bare service of the same rows, \
          medians of {rounds} rounds of {CALLS} in turn. The floor is a hash, an entry made and removed in a table behind one \
          of 16 locks, and a box used again; the ratio is to the floor of the same rows.\n"
     );

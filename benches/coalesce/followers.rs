@@ -15,7 +15,7 @@ pub fn print() {
     let runtime = runtime();
     let _entered = runtime.enter();
     println!(
-        "Followers of one call, driven by hand on one thread: each joins, is woken and gets its answer. Nanoseconds for each, \
+        "Followers of one call, driven by hand on one thread: each joins, is woken and gets its answer. Nanoseconds of a processor for each, \
          over a leader alone, medians of {rounds} rounds in turn. The floor is a list of wakers behind a lock.\n"
     );
     let once = crowds(runtime).measure(rounds, &CROWDS, 1, MOST);

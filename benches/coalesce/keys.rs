@@ -2,14 +2,13 @@
 
 use std::pin::Pin;
 use std::task::{Context, Waker};
-use std::time::Instant;
 
 use tower_flow::coalesce::CoalesceLayer;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::support::coalesce::Gated;
-use crate::support::{self, held, median, yes};
+use crate::support::{self, cpu, held, median, yes};
 
 const MOST: usize = 100_000;
 const FEW: usize = 1_000;
@@ -38,11 +37,11 @@ pub fn print() {
     let mut times = [const { (Vec::new(), Vec::new()) }; 2];
     for round in 0..rounds + 2 {
         for (out, (joins, leaves)) in [&mut few, &mut many].into_iter().zip(&mut times) {
-            let start = Instant::now();
+            let start = cpu();
             out.join(MORE);
-            let joined = start.elapsed();
+            let joined = cpu() - start;
             out.leave(MORE);
-            let left = start.elapsed() - joined;
+            let left = cpu() - start - joined;
             if round >= 2 {
                 joins.push(joined.as_secs_f64() * 1e9 / MORE as f64);
                 leaves.push(left.as_secs_f64() * 1e9 / MORE as f64);
