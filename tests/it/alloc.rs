@@ -1,6 +1,7 @@
 //! How often each layer allocates for a unary call, beyond what the bare service does.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer, Service};
+use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
 use tower_flow::phases::Timings;
@@ -205,4 +207,125 @@ fn opentelemetry_sizes_allocate_twice() {
 fn an_exemplar_costs_its_text_and_its_labels() {
     let traced = grpc().exemplars(|_, _| Some("0123456789abcdef".to_owned()));
     assert_eq!(counted(traced.layer(echo())), 3);
+}
+
+/// Allocations of a flight of so many callers, over a service that answers when it is polled for the second time.
+fn coalesced<K>(callers: usize, key: impl Fn(&u64) -> Option<K> + Send + Sync + 'static) -> u64
+where
+    K: std::hash::Hash + Eq + Send + 'static,
+{
+    let layer = CoalesceLayer::new(key);
+    let service = layer.layer(tower::service_fn(|n: u64| {
+        let mut polled = false;
+        std::future::poll_fn(move |cx| {
+            if std::mem::replace(&mut polled, true) {
+                return Poll::Ready(Ok::<_, Infallible>(n));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut count = 0;
+    for round in 0..100 {
+        let mut calls = Vec::with_capacity(callers);
+        for _ in 0..callers {
+            calls.push(Box::pin(service.clone().call(round)));
+        }
+        let before = allocations();
+        let mut polled: [Poll<_>; 16] = std::array::from_fn(|_| Poll::Pending);
+        while polled.iter().take(callers).any(Poll::is_pending) {
+            for (call, polled) in calls.iter_mut().zip(&mut polled) {
+                if polled.is_pending() {
+                    *polled = call.as_mut().poll(&mut cx).map(|result| result.unwrap());
+                }
+            }
+        }
+        count = allocations() - before;
+        assert!(
+            polled
+                .iter()
+                .take(callers)
+                .all(|polled| *polled == Poll::Ready(round))
+        );
+    }
+    count
+}
+
+#[test]
+fn coalescing_allocates_only_what_many_share() {
+    // One polled to its end at once, and one that waits.
+    let layer = CoalesceLayer::new(|_: &u64| Some(7));
+    let mut service = layer.layer(tower::service_fn(|n: u64| {
+        std::future::ready(Ok::<_, Infallible>(n))
+    }));
+    let mut cx = Context::from_waker(Waker::noop());
+    for n in 0..100 {
+        let before = allocations();
+        let mut call = pin!(service.call(n));
+        assert!(call.as_mut().poll(&mut cx).is_ready());
+        // The first makes what the others use again.
+        assert!(n < 10 || allocations() == before, "alone, at once");
+    }
+    assert_eq!(coalesced(1, |_| Some(7)), 0, "alone, after a wait");
+    assert_eq!(coalesced(1, |_| None::<u64>), 0, "without a key");
+    assert_eq!(
+        coalesced(2, |_| Some(7)),
+        1,
+        "what is shared, whoever follows"
+    );
+    assert_eq!(
+        coalesced(16, |_| Some(7)),
+        1,
+        "what is shared, whoever follows"
+    );
+}
+
+/// Allocations of a request like these, answered at once.
+fn steady<S, B>(mut service: S, make: fn() -> Request<Full<Bytes>>) -> u64
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>>,
+    B: Body + Unpin,
+{
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut count = 0;
+    for _ in 0..100 {
+        let req = make();
+        let before = allocations();
+        assert!(service.poll_ready(&mut cx).is_ready());
+        let mut call = pin!(service.call(req));
+        let Poll::Ready(Ok(response)) = call.as_mut().poll(&mut cx) else {
+            panic!("not at once")
+        };
+        let mut body = response.into_body();
+        while let Poll::Ready(Some(_)) = std::pin::Pin::new(&mut body).poll_frame(&mut cx) {}
+        count = allocations() - before;
+    }
+    count
+}
+
+#[test]
+fn the_key_of_a_read_is_an_allocation_and_a_grpc_call_has_three() {
+    let get = || {
+        let mut req = Request::new(Full::default());
+        *req.uri_mut() = http::Uri::from_static("http://localhost/page");
+        req
+    };
+    let bare = steady(echo(), get);
+    assert_eq!(steady(CoalesceLayer::http().layer(echo()), get) - bare, 1);
+    let post = || {
+        // Clones of it cost nothing, as those of what comes from a socket.
+        let mut req = Request::new(Full::from(Bytes::from_static(b"\0\0\0\0\x05hello")));
+        *req.method_mut() = http::Method::POST;
+        *req.uri_mut() = http::Uri::from_static("http://localhost/pkg.Svc/Method");
+        let kind = http::HeaderValue::from_static("application/grpc");
+        req.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+        req
+    };
+    let bare = steady(echo(), post);
+    let listed = CoalesceLayer::grpc(["/pkg.Svc/Method"]);
+    assert_eq!(steady(listed.layer(echo()), post) - bare, 3);
+    let others = CoalesceLayer::grpc(["/pkg.Svc/Other"]);
+    let others = steady(others.layer(echo()), post) - bare;
+    assert_eq!(others, 0, "not even looked at");
 }

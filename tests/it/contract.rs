@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tower::{Layer, Service};
+use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::{ConnectionState, Connections};
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
 use tower_flow::pool::limit::RequestLimit;
@@ -308,13 +309,24 @@ where
     L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
     B: Body<Data = Bytes, Error = BoxError> + Unpin,
 {
-    let futures = (0..4).map(|polls| Drops::Future { polls });
+    cancelling_from(subject, 0);
+}
+
+/// The same, for futures that were polled so often at least: some layers count from the first poll on.
+fn cancelling_from<L, B>(subject: Subject<L>, first: usize)
+where
+    L: Layer<Inner>,
+    L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError>,
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    let futures = (first..4).map(|polls| Drops::Future { polls });
     let bodies = (0..8).map(|polls| Drops::Body { polls });
     for (n, drops) in futures.chain(bodies).enumerate() {
         let mut service = subject.service(Inner::new(Does::Answers(4)));
         assert!(service.poll_ready(&mut cx()).is_ready());
         let mut future = Box::pin(service.call(subject.request()));
-        assert!((subject.in_flight)() == 1, "counted from the call on");
+        let counted = u64::from(first == 0);
+        assert!((subject.in_flight)() == counted, "counted from the call on");
         match drops {
             Drops::Future { polls } => {
                 for _ in 0..polls {
@@ -658,4 +670,30 @@ fn connection_streams_keep_it() {
             }),
         }
     });
+}
+
+/// Coalescing is always ready too, and a request is in a flight from its first poll to its response. One that nobody
+/// follows is as if the layer were not there.
+#[test]
+fn coalesce_keeps_it() {
+    let subject = || {
+        let layer = CoalesceLayer::http();
+        let (handle, read) = (layer.handle(), layer.handle());
+        Subject {
+            layer,
+            prepare: Box::new(|req| {
+                *req.method_mut() = http::Method::GET;
+                *req.body_mut() = Steps::default().known();
+            }),
+            started: Box::new(move || handle.snapshot().leaders),
+            in_flight: Box::new(move || read.snapshot().flights),
+        }
+    };
+    readiness_is_awaited_inside(subject());
+    errors_pass_through(subject());
+    a_clone_starts_fresh(subject());
+    bodies_pass_through(subject());
+    cancelling_from(subject(), 1);
+    a_panic_anywhere_gives_back(subject());
+    two_services_of_a_layer_share_state(subject());
 }

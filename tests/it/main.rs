@@ -5,6 +5,7 @@
 
 mod admin;
 mod alloc;
+mod coalesce;
 mod connect;
 mod connection;
 mod contract;
