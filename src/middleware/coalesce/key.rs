@@ -21,6 +21,13 @@ pub trait KeyBy<Req> {
         Terms::default()
     }
 
+    /// Whether `req` means the same only to one service, and is equal to none that is sent to another of the layer's.
+    /// Default: no.
+    fn is_local(&self, req: &Req) -> bool {
+        let _ = req;
+        false
+    }
+
     /// Prepares the request that is sent for all who wait for it. Default: as it is.
     fn prepare(&self, req: &mut Req, flight: Facts) {
         let _ = (req, flight);

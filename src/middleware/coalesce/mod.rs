@@ -206,7 +206,7 @@ pub use key::{Facts, KeyBy, Terms};
 pub use layer::CoalesceLayer;
 pub use listed::Credentials;
 pub use service::Coalesce;
-pub use share::{Admit, ArcError, CloneResult, Keep, Share, ShareExt, SharedError, When};
+pub use share::{Admit, ArcError, CloneResult, Gone, Keep, Share, ShareExt, SharedError, When};
 pub use state::{OnLeaderDrop, Readiness};
 
 #[cfg(test)]

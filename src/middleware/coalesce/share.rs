@@ -23,7 +23,7 @@ pub trait Share<Res, Err> {
     /// Makes a result fit for many.
     fn split(&self, result: Result<Res, Err>) -> Self::Shared;
 
-    /// The result of one of them.
+    /// The result of one of them. With [`Gone`] for an error a caller that followed sends its own request after all.
     fn join(&self, shared: &Self::Shared) -> Result<Self::Response, BoxError>;
 
     /// The result of the last of them. Default: as any other's.
@@ -62,6 +62,10 @@ pub enum Admit {
     /// requests, side by side.
     Retry,
 }
+
+/// A shared result can be had no more: its beginning was let go of before this caller asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gone;
 
 /// Clones responses, and shares errors as [`SharedError`]s: what a layer does unless told otherwise.
 #[derive(Debug, Clone, Copy, Default)]
@@ -220,6 +224,16 @@ where
         self.policy.fail(rejection)
     }
 }
+
+// ===== impl Gone =====
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the beginning of a shared answer was let go of before this caller asked for it; ask again")
+    }
+}
+
+impl Error for Gone {}
 
 // ===== impl SharedError =====
 
