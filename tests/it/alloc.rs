@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -209,45 +210,44 @@ fn an_exemplar_costs_its_text_and_its_labels() {
     assert_eq!(counted(traced.layer(echo())), 3);
 }
 
-/// Allocations of a flight of so many callers, over a service that answers when it is polled for the second time.
+/// Allocations of a flight of so many callers, whose call ends when all of them wait.
 fn coalesced<K>(callers: usize, key: impl Fn(&u64) -> Option<K> + Send + Sync + 'static) -> u64
 where
     K: std::hash::Hash + Eq + Send + 'static,
 {
-    let layer = CoalesceLayer::new(key);
-    let service = layer.layer(tower::service_fn(|n: u64| {
-        let mut polled = false;
+    let gate = Arc::new(Mutex::new((0, None::<Waker>)));
+    let inner = gate.clone();
+    let service = CoalesceLayer::new(key).layer(tower::service_fn(move |n: u64| {
+        let gate = inner.clone();
         std::future::poll_fn(move |cx| {
-            if std::mem::replace(&mut polled, true) {
+            let mut gate = gate.lock().unwrap();
+            if gate.0 == n {
                 return Poll::Ready(Ok::<_, Infallible>(n));
             }
-            cx.waker().wake_by_ref();
+            gate.1 = Some(cx.waker().clone());
             Poll::Pending
         })
     }));
     let mut cx = Context::from_waker(Waker::noop());
     let mut count = 0;
-    for round in 0..100 {
-        let mut calls = Vec::with_capacity(callers);
-        for _ in 0..callers {
-            calls.push(Box::pin(service.clone().call(round)));
-        }
+    for round in 1..100 {
+        let calls = (0..callers).map(|_| Box::pin(service.clone().call(round)));
+        let mut calls: Vec<_> = calls.collect();
         let before = allocations();
-        let mut polled: [Poll<_>; 16] = std::array::from_fn(|_| Poll::Pending);
-        while polled.iter().take(callers).any(Poll::is_pending) {
-            for (call, polled) in calls.iter_mut().zip(&mut polled) {
-                if polled.is_pending() {
-                    *polled = call.as_mut().poll(&mut cx).map(|result| result.unwrap());
-                }
-            }
+        for call in &mut calls {
+            assert!(call.as_mut().poll(&mut cx).is_pending());
+        }
+        let waker = {
+            let mut gate = gate.lock().unwrap();
+            gate.0 = round;
+            gate.1.take()
+        };
+        waker.unwrap().wake();
+        for call in &mut calls {
+            let polled = call.as_mut().poll(&mut cx);
+            assert!(matches!(polled, Poll::Ready(Ok(n)) if n == round));
         }
         count = allocations() - before;
-        assert!(
-            polled
-                .iter()
-                .take(callers)
-                .all(|polled| *polled == Poll::Ready(round))
-        );
     }
     count
 }
@@ -269,16 +269,14 @@ fn coalescing_allocates_only_what_many_share() {
     }
     assert_eq!(coalesced(1, |_| Some(7)), 0, "alone, after a wait");
     assert_eq!(coalesced(1, |_| None::<u64>), 0, "without a key");
+    let shared = "what is shared";
     assert_eq!(
-        coalesced(2, |_| Some(7)),
-        1,
-        "what is shared, whoever follows"
+        [2, 3].map(|n| coalesced(n, |_| Some(7))),
+        [1, 1],
+        "{shared}"
     );
-    assert_eq!(
-        coalesced(16, |_| Some(7)),
-        1,
-        "what is shared, whoever follows"
-    );
+    let many = [8, 16, 256].map(|n| coalesced(n, |_| Some(7)));
+    assert_eq!(many, [2, 2, 2], "{shared}, and their seats");
 }
 
 /// Allocations of a request like these, answered at once.

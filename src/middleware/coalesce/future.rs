@@ -14,11 +14,11 @@ use tower_service::Service;
 use super::courier;
 use super::flight::{Asked, Failure, Landed, Verdict};
 use super::hub::{Boxed, Hub, Load, Own, Polled};
-use super::key::{KeyBy, Terms};
+use super::key::{KeyBy, Scoped, Terms};
 use super::map::{Claim, Hashed};
 use super::nest;
 use super::shard::{Debris, Joined};
-use super::share::Share;
+use super::share::{Gone, Share};
 use super::state::{Cell, OnLeaderDrop, Readiness, State, Time};
 use super::work::{Cabin, Stage};
 use crate::base::clock::{self, Instant, Moment};
@@ -79,7 +79,7 @@ pub(super) struct Caller<S, K, Req> {
     pub(super) service: S,
     pub(super) req: Req,
     /// `None` for one that goes alone from the start, and for one whose key lies in the table.
-    pub(super) key: Option<(Hashed, K)>,
+    pub(super) key: Option<(Hashed, Scoped<K>)>,
     /// Whether the service was found ready.
     pub(super) ready: bool,
 }
@@ -121,15 +121,14 @@ where
             let step = match self.waiter {
                 Some(_) => ready!(self.as_mut().wait(cx)),
                 None if matches!(self.alone, Stage::Empty) => ready!(self.as_mut().join(cx)),
-                None => {
-                    let this = self.project();
-                    let result = ready!(this.alone.poll(cx, |_| {}));
-                    let hub = Hub::<S, Y, P, Req>::of(this.state);
-                    return Poll::Ready(hub.policy.share.alone(result));
-                }
+                None => ready!(self.as_mut().run_alone(cx)),
             };
             match step {
-                Step::Done(result) => return Poll::Ready(result),
+                Step::Done(result) => {
+                    // Of one who followed: nobody asks for it any more.
+                    drop(self.project().caller.take());
+                    return Poll::Ready(result);
+                }
                 Step::Again => {}
                 Step::Alone => self.as_mut().go_alone(),
             }
@@ -169,6 +168,12 @@ where
             return Poll::Ready(Step::Alone);
         };
         let mut key = Some(key);
+        if let Some(deadline) = this.terms.deadline
+            && deadline.passed(clock::now())
+        {
+            hub.stats.count(Cell::Deadline);
+            return Poll::Ready(Step::Done(hub.policy.share.fail(expired())));
+        }
         // One reading of the clock, for the age of the flight and for the wait.
         let now = Moment::new();
         // In one go, unless there is something to do before it asks: inside of a flight that may be this very one it must
@@ -223,8 +228,8 @@ where
                 }
             }
             Joined::Kept(shared) => {
-                hub.stats.count(Cell::Saved);
-                Poll::Ready(Step::Done(hub.policy.share.join(&shared)))
+                let result = hub.policy.share.join(&shared);
+                Poll::Ready(Self::shared(hub, result, false))
             }
             Joined::Alone(_) => Poll::Ready(Step::Alone),
         }
@@ -267,14 +272,25 @@ where
         }
     }
 
-    /// Leaves the flight when this caller's deadline has passed.
+    /// Sends its own request, and waits for it.
+    fn run_alone(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
+        let this = self.as_mut().project();
+        match this.alone.poll(cx, |_| {}) {
+            Poll::Ready(result) => {
+                let hub = Hub::<S, Y, P, Req>::of(this.state);
+                Poll::Ready(Step::Done(hub.policy.share.alone(result)))
+            }
+            Poll::Pending => self.expire(cx),
+        }
+    }
+
+    /// Leaves the flight, or its own call, when this caller's deadline has passed.
     fn expire(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Step<P::Response>> {
-        let this = self.project();
+        let mut this = self.project();
         // Whoever has no deadline has no timer.
-        let (Some(deadline), Some(waiter)) = (this.terms.deadline, &*this.waiter) else {
+        let Some(deadline) = this.terms.deadline else {
             return Poll::Pending;
         };
-        let claim = waiter.claim;
         let hub = Hub::<S, Y, P, Req>::of(this.state);
         if this.patience.is_none() {
             *this.patience = hub.timer(Some(deadline.moment())).map(Box::pin);
@@ -284,14 +300,11 @@ where
         };
         ready!(patience.as_mut().poll(cx));
         hub.stats.count(Cell::Deadline);
-        *this.waiter = None;
-        hub.leave(claim);
-        let rejection = Rejection::new(
-            "coalesce",
-            Reason::Deadline,
-            "the deadline passed before the answer came; ask with a later deadline",
-        );
-        Poll::Ready(Step::Done(hub.policy.share.fail(rejection)))
+        match this.waiter.take() {
+            Some(waiter) => hub.leave(waiter.claim),
+            None => this.alone.set(Stage::Empty),
+        }
+        Poll::Ready(Step::Done(hub.policy.share.fail(expired())))
     }
 
     fn waiter(claim: Claim, hash: Hashed, since: Option<Instant>) -> Waiter {
@@ -348,13 +361,11 @@ where
             Verdict::Own(Own::Result(result)) => share.alone(result),
             Verdict::Own(Own::Panic(payload)) => resume_unwind(payload),
             Verdict::Take(shared) => {
-                if !leader {
-                    hub.stats.count(Cell::Saved);
-                }
-                match Arc::try_unwrap(shared) {
+                let result = match Arc::try_unwrap(shared) {
                     Ok(shared) => share.last(shared),
                     Err(shared) => share.join(&shared),
-                }
+                };
+                return Self::shared(hub, result, leader);
             }
             Verdict::Released => {
                 hub.stats.count(Cell::Released);
@@ -363,6 +374,31 @@ where
             Verdict::Anew => return Step::Again,
             Verdict::Failed(why) => share.fail(hub.failure(why)),
         })
+    }
+
+    /// What one of many gets.
+    fn shared(
+        hub: &Hub<S, Y, P, Req>,
+        result: Result<P::Response, BoxError>,
+        leader: bool,
+    ) -> Step<P::Response> {
+        match result {
+            Err(error) if error.is::<Gone>() && leader => {
+                let message = error.to_string();
+                let rejection = Rejection::new("coalesce", Reason::Timeout, message);
+                Step::Done(hub.policy.share.fail(rejection))
+            }
+            Err(error) if error.is::<Gone>() => {
+                hub.stats.count(Cell::Released);
+                Step::Alone
+            }
+            result => {
+                if !leader {
+                    hub.stats.count(Cell::Saved);
+                }
+                Step::Done(result)
+            }
+        }
     }
 
     /// Sends its own request.
@@ -375,7 +411,6 @@ where
             req: Some(caller.req),
             ready: caller.ready,
         });
-        *this.patience = None;
     }
 }
 
@@ -420,6 +455,14 @@ where
         };
         Rejection::new("coalesce", reason, message)
     }
+}
+
+fn expired() -> Rejection {
+    Rejection::new(
+        "coalesce",
+        Reason::Deadline,
+        "the deadline passed before the answer came; ask with a later deadline",
+    )
 }
 
 fn recursion() -> Rejection {

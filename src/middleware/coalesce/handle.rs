@@ -22,7 +22,8 @@ const PAUSED: &str = "paused";
 pub struct CoalesceSnapshot {
     /// Requests that were sent for all who asked for the same.
     pub leaders: u64,
-    /// Requests that found one like them under way, or its answer.
+    /// Requests that found one like them under way, or its answer. One that begins anew is counted again, for what it
+    /// finds then.
     pub followers: u64,
     /// Requests that went alone from the start, by why: `no_key`, `max_keys`, `max_waiters`, `unshareable`, `paused`.
     pub bypassed: [(&'static str, u64); 5],
@@ -32,7 +33,7 @@ pub struct CoalesceSnapshot {
     pub sent: u64,
     /// Requests answered by somebody else's call: calls saved.
     pub shared: u64,
-    /// Calls saved over all requests, 0 to 1.
+    /// Calls saved over those there would have been, `shared / (shared + sent)`, 0 to 1.
     pub saved_ratio: f64,
     /// How flights, and for `deadline` waits, ended; `handover` and `reissue` are what became of those whose leader left.
     pub ends: [(&'static str, u64); 11],
@@ -80,15 +81,15 @@ impl CoalesceHandle {
             ("paused", stats.read(Cell::Paused)),
         ];
         let alone = bypassed.iter().map(|(_, count)| count).sum::<u64>();
-        let all = leaders + followers + alone;
+        let sent = leaders + alone + released;
         CoalesceSnapshot {
             leaders,
             followers,
             bypassed,
             released,
-            sent: leaders + alone + released,
+            sent,
             shared,
-            saved_ratio: shared as f64 / all.max(1) as f64,
+            saved_ratio: shared as f64 / (shared + sent).max(1) as f64,
             ends,
             flights: tally.flights as u64,
             waiters: tally.waiters as u64,

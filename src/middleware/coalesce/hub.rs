@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::flight::{Cargo, Failure, Others};
-use super::key::{Facts, KeyBy};
+use super::key::{Facts, KeyBy, Scoped};
 use super::map::{Claim, Hashed, Map, Tally};
 use super::nest;
 use super::shard::{Debris, Left};
@@ -73,7 +73,7 @@ where
     Y: KeyBy<Req>,
     P: Share<S::Response, S::Error>,
 {
-    type Key = Y::Key;
+    type Key = Scoped<Y::Key>;
     type Work = Boxed<S, Req>;
     type Shared = P::Shared;
     type Own = Own<S::Response, S::Error>;
@@ -294,7 +294,8 @@ where
         if landing.alone {
             return Polled::Done(result);
         }
-        let grace = !self.settings.grace.is_zero();
+        // A failure may be over by then.
+        let grace = !self.settings.grace.is_zero() && result.is_ok();
         let keep = grace.then(clock::now);
         // Whom a task drove for, and nobody else: nobody joins a flight that is off the list.
         let lone = landing.leader && landing.waiters == 1 && !grace;

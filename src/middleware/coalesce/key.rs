@@ -67,6 +67,13 @@ pub struct Facts {
     pub timeout: Option<Duration>,
 }
 
+/// A key, and for whose requests it is: those of one service, or with 0 of all.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Scoped<K> {
+    pub(super) scope: u64,
+    pub(super) key: K,
+}
+
 // ===== impl Terms =====
 
 impl Terms {

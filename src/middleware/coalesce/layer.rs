@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,6 +24,9 @@ pub struct CoalesceLayer<Y, P = ArcError> {
     state: Arc<OnceLock<Arc<State>>>,
 }
 
+/// Longer than anything here lives, and still a moment from now.
+const FOREVER: Duration = Duration::from_secs(86_400 * 365);
+
 /// Its name unless it has another.
 const NAME: &str = "coalesce";
 
@@ -44,6 +47,7 @@ impl<Y, P> CoalesceLayer<Y, P> {
                 name: NAME.into(),
                 on_leader_drop: OnLeaderDrop::HandOver,
                 readiness: Readiness::Late,
+                per_service: false,
                 flight_timeout: Some(Duration::from_secs(30)),
                 leader_age: Duration::from_secs(5),
                 grace: Duration::ZERO,
@@ -64,10 +68,11 @@ impl<Y, P> CoalesceLayer<Y, P> {
         self.set(|settings| settings.name = name)
     }
 
-    /// Responses are cloned and errors shared (default, [`ArcError`]), or what `policy` says.
+    /// Responses are cloned and errors shared (default, [`ArcError`]), or what `policy` says. A [`grace`](Self::grace) is for
+    /// the new policy to be set anew.
     #[must_use]
     pub fn share<Q>(self, policy: Q) -> CoalesceLayer<Y, Q> {
-        let this = self.set(|_| {});
+        let this = self.set(|settings| settings.grace = Duration::ZERO);
         CoalesceLayer {
             key: this.key,
             share: Arc::new(policy),
@@ -83,7 +88,7 @@ impl<Y, P> CoalesceLayer<Y, P> {
     }
 
     /// 30 seconds (default) after somebody else began to wait for it a flight ends with an error for all; `None` is
-    /// never. A call nobody else waits for is not timed.
+    /// never. A call nobody else waits for is not timed, unless it has a task ([`OnLeaderDrop::Detach`]).
     #[must_use]
     pub fn flight_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         let timeout = timeout.into();
@@ -93,14 +98,13 @@ impl<Y, P> CoalesceLayer<Y, P> {
     /// A caller joins no flight that has waited for 5 seconds (default): it begins another.
     #[must_use]
     pub fn leader_age(self, age: Duration) -> Self {
-        // Longer than anything lives, and still a moment.
-        let age = age.min(Duration::from_secs(86_400 * 365));
+        let age = age.min(FOREVER);
         self.set(|settings| settings.leader_age = age)
     }
 
     /// A result is forgotten when all who waited have it (default), or kept for others during `grace`.
     ///
-    /// That makes a small cache: it holds at most as many results as there may be keys. What fell due is dropped when
+    /// Errors are not kept. That makes a small cache: it holds at most as many results as there may be keys. What fell due is dropped when
     /// the next caller comes to its shard, or the handle is read.
     ///
     /// # Panics
@@ -134,7 +138,7 @@ impl<Y, P> CoalesceLayer<Y, P> {
         self.set(|settings| settings.max_keys = max)
     }
 
-    /// At most 1,024 callers (default) wait for one flight, its leader included; further ones go alone.
+    /// At most 1,024 callers (default) wait for one flight, its leader included; the next leads another of the same key.
     ///
     /// # Panics
     ///
@@ -152,6 +156,7 @@ impl<Y, P> CoalesceLayer<Y, P> {
     /// 16,384 such keys (default); meanwhile its requests go alone from the start. A `cap` of 0 remembers none.
     #[must_use]
     pub fn remember_unshareable(self, ttl: Duration, cap: usize) -> Self {
+        let ttl = ttl.min(FOREVER);
         self.set(|settings| settings.remember = (ttl, cap))
     }
 
@@ -166,6 +171,16 @@ impl<Y, P> CoalesceLayer<Y, P> {
     #[must_use]
     pub fn readiness(self, readiness: Readiness) -> Self {
         self.set(|settings| settings.readiness = readiness)
+    }
+
+    /// All services of the layer share their flights (default), as a server wants it that makes one for each connection;
+    /// or each that it makes, with its clones, has its own.
+    ///
+    /// Services round backends that answer the same request differently need this, unless the key tells them apart: two
+    /// routers under different prefixes, of which each sees paths without its own; two clients of different servers.
+    #[must_use]
+    pub fn per_service(self) -> Self {
+        self.set(|settings| settings.per_service = true)
     }
 
     /// Shows the layer in `flow`. Set options first.
@@ -248,7 +263,9 @@ where
     type Service = Coalesce<S, Y, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Coalesce::new(inner, Lease::new(self.state().clone()))
+        static SCOPES: AtomicU64 = AtomicU64::new(1);
+        let scope = SCOPES.fetch_add(1, Ordering::Relaxed);
+        Coalesce::new(inner, Lease::new(self.state().clone()), scope)
     }
 }
 

@@ -109,6 +109,9 @@
 //! leaves is set by [`on_leader_drop`](CoalesceLayer::on_leader_drop). With [`OnLeaderDrop::Detach`] a flight ends with
 //! its task: by its result, its timeout, or with the runtime.
 //!
+//! What the calling task has about it, such as a task-local or an entered span, is for whoever polls: work that others
+//! drive sees theirs. Where that matters, [`OnLeaderDrop::Detach`] drives in a task that has nothing about it.
+//!
 //! A deadline ([`Terms::deadline`]; in the HTTP and gRPC forms the extension [`Deadline`](crate::deadline::Deadline) or
 //! `grpc-timeout`) ends its own caller's wait and nobody else's. A panic of the inner service goes on in the leader, the
 //! others get an error.
@@ -120,15 +123,19 @@
 //!
 //! # Errors
 //!
-//! Errors of the inner service reach their leader as they are, boxed; those who share them get a [`SharedError`] with the
-//! error as its source, or a clone with [`CloneResult`]. The layer's own are a [`Rejection`](crate::Rejection) with one of
+//! An error of the inner service that nobody shares reaches its caller as it is, boxed; all who share one get a
+//! [`SharedError`] with the error as its source, the leader too, or a clone with [`CloneResult`]: look for it with
+//! [`find`](crate::error::find). The layer's own are a [`Rejection`](crate::Rejection) with one of
 //! these [reasons](crate::error::Reason): `Timeout` (the flight took longer than
 //! [`flight_timeout`](CoalesceLayer::flight_timeout)), `Deadline` (this caller's passed), `Abandoned` (the leader left
 //! under [`OnLeaderDrop::Fail`], or a task was dropped), `Panicked`, and `Recursion` (a request that would wait for
 //! itself, noticed when it is made while its own flight is polled by the same thread).
 //!
-//! Beyond [`max_keys`](CoalesceLayer::max_keys) and [`max_waiters`](CoalesceLayer::max_waiters) nothing is refused:
-//! requests go alone, and are counted.
+//! Beyond [`max_keys`](CoalesceLayer::max_keys) nothing is refused: requests go alone, and are counted. Beyond
+//! [`max_waiters`](CoalesceLayer::max_waiters) the next leads another flight of the same key.
+//!
+//! A circle of flights that wait for each other on several threads is not noticed before
+//! [`flight_timeout`](CoalesceLayer::flight_timeout).
 //!
 //! The error type is [`BoxError`](crate::BoxError), whatever the inner service's is. On a server the layer's own errors
 //! shall be answers: `respond(true)` in the HTTP and gRPC forms, and the presets, see to that. A tonic server with feature
@@ -154,11 +161,21 @@
 //! | `tower_flow_coalesce_wait_seconds` | histogram, of followers | `name` |
 //! | `tower_flow_coalesce_body_evicted_total` | counter | `name` |
 //!
+//! # Cost
+//!
+//! A call nobody follows takes two locks of a shard and a box that the flight before it used: 96 ns over its service,
+//! where a table and a lock alone take 50; no allocation, and no reading of the clock unless it has to wait. A follower
+//! costs 224 ns and two polls, and one allocation is shared by all of a flight. What wakes the work wakes all who wait,
+//! so work that wakes a hundred times has each of them polled as often: for such work and many followers take
+//! [`OnLeaderDrop::Detach`], whose task is woken alone. A flight takes 440 bytes beside its key, request and future.
+//!
 //! # Where in the stack
 //!
 //! Outside whatever a call costs: throttle, shed, limits, retries, pools. What follows takes no slot, no connection and no
 //! retry. Inside timing and accounting, which see every caller. Never outside of authentication: requests that are equal
-//! to the layer get each other's answers.
+//! to the layer get each other's answers, the failures too that one of them brought about by what is not in its key. One
+//! layer round services that answer the same request differently needs
+//! [`per_service`](CoalesceLayer::per_service).
 //!
 //! # Design
 //!

@@ -8,7 +8,7 @@ use tower_service::Service;
 
 use super::future::{Caller, ResponseFuture};
 use super::hub::Hub;
-use super::key::KeyBy;
+use super::key::{KeyBy, Scoped};
 use super::share::{ArcError, Share};
 use super::state::{Readiness, State};
 use crate::base::error::BoxError;
@@ -18,14 +18,17 @@ use crate::base::stats::Lease;
 pub struct Coalesce<S, Y, P = ArcError> {
     inner: S,
     state: Lease<State>,
+    /// Unlike that of any other service of the layer that is no clone of it.
+    scope: u64,
     policy: PhantomData<fn() -> (Y, P)>,
 }
 
 impl<S, Y, P> Coalesce<S, Y, P> {
-    pub(super) fn new(inner: S, state: Lease<State>) -> Self {
+    pub(super) fn new(inner: S, state: Lease<State>, scope: u64) -> Self {
         Self {
             inner,
             state,
+            scope,
             policy: PhantomData,
         }
     }
@@ -51,7 +54,7 @@ impl<S, Y, P> Coalesce<S, Y, P> {
         Y: KeyBy<Req> + Send + Sync + 'static,
         P: Share<S::Response, S::Error> + Send + Sync + 'static,
     {
-        start(self.inner, self.state, false, req)
+        start(self.inner, self.state, self.scope, false, req)
     }
 }
 
@@ -85,13 +88,14 @@ where
             // The very service that was found ready takes the call, and its clone the next.
             mem::swap(&mut self.inner, &mut service);
         }
-        start(service, self.state.clone(), ready, req)
+        start(service, self.state.clone(), self.scope, ready, req)
     }
 }
 
 fn start<S, Y, P, Req>(
     service: S,
     state: Lease<State>,
+    scope: u64,
     ready: bool,
     req: Req,
 ) -> ResponseFuture<S, Y, P, Req>
@@ -113,7 +117,12 @@ where
         Some(_) => hub.policy.key.terms(&req),
         None => Default::default(),
     };
-    let key = key.map(|key| (hub.map.hash(&key), key));
+    let key = key.map(|key| {
+        let own = state.settings.per_service || hub.policy.key.is_local(&req);
+        let scope = if own { scope } else { 0 };
+        let key = Scoped { scope, key };
+        (hub.map.hash(&key), key)
+    });
     let caller = Caller {
         service,
         req,
@@ -126,7 +135,7 @@ where
 /// A clone shares the flights, and has reserved nothing.
 impl<S: Clone, Y, P> Clone for Coalesce<S, Y, P> {
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.state.clone())
+        Self::new(self.inner.clone(), self.state.clone(), self.scope)
     }
 }
 

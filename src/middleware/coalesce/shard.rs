@@ -145,8 +145,11 @@ pub(super) struct Shard<C: Cargo> {
     benches: Benches,
 }
 
-/// So much work is kept to be used again, and so many empty places of flights.
+/// So many empty places of flights are kept.
 const SPARES: usize = 32;
+
+/// So much work is kept to be used again: it may be large.
+const CABINS: usize = 4;
 
 // ===== impl Shard =====
 
@@ -230,7 +233,11 @@ impl<C: Cargo> Shard<C> {
         let flight = &mut self.flights[slot as usize];
         let age = self.rules.leader_age;
         let old = flight.since.is_some_and(|since| now() >= since + age);
-        if old || !flight.suits(priority) {
+        let crowded = flight.crowd() >= self.rules.max_waiters;
+        if old || crowded || !flight.suits(priority) {
+            if full && crowded {
+                return Joined::Alone(Bypass::MaxWaiters);
+            }
             if full {
                 return Joined::Alone(Bypass::MaxKeys);
             }
@@ -245,9 +252,6 @@ impl<C: Cargo> Shard<C> {
                 .expect("it was found ten lines ago");
             entry.at = At::Flight(fresh);
             return self.led(fresh);
-        }
-        if flight.crowd() >= self.rules.max_waiters {
-            return Joined::Alone(Bypass::MaxWaiters);
         }
         self.waiters += 1;
         let seat = flight.join(priority, &mut self.benches);
@@ -466,7 +470,7 @@ impl<C: Cargo> Shard<C> {
 
     /// Work that is done and empty, to be used again. Handed back when there is enough.
     pub(super) fn recycle(&mut self, work: C::Work) -> Option<C::Work> {
-        if self.spares.len() < SPARES {
+        if self.spares.len() < CABINS {
             self.spares.push(work);
             None
         } else {

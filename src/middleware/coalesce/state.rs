@@ -43,6 +43,7 @@ pub(super) struct Settings {
     pub(super) name: Arc<str>,
     pub(super) on_leader_drop: OnLeaderDrop,
     pub(super) readiness: Readiness,
+    pub(super) per_service: bool,
     pub(super) flight_timeout: Option<Duration>,
     pub(super) leader_age: Duration,
     pub(super) grace: Duration,

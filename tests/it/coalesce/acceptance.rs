@@ -379,7 +379,8 @@ fn a_waiter_that_leaves_takes_its_waker_with_it() {
 /// 6.
 #[test]
 fn a_million_joins_and_drops_use_no_memory() {
-    let layer = layer();
+    // Nobody is too old to be joined, however slow the machine is.
+    let layer = layer().leader_age(secs(3_600));
     let handle = layer.handle();
     let backend = Backend::new(Does::Never);
     let mut service = layer.layer(backend.clone());
@@ -394,7 +395,11 @@ fn a_million_joins_and_drops_use_no_memory() {
     };
     cycles(1_000);
     let (before, held) = (allocations(), bytes());
-    let million = 1_000_000;
+    let million = if cfg!(debug_assertions) {
+        300_000
+    } else {
+        1_000_000
+    };
     cycles(million);
     assert_eq!(bytes() - held, 0, "bytes");
     assert_eq!(allocations() - before, 0, "allocations");

@@ -103,20 +103,24 @@ fn a_flight_seats_so_many_and_no_more() {
     for call in &mut calls {
         assert_pending!(call.poll());
     }
-    assert_eq!(backend.ids(), [0, 3, 4], "the leader is one of three");
-    assert_eq!(bypassed(&handle, "max_waiters"), 2);
+    assert_eq!(
+        backend.ids(),
+        [0, 3],
+        "the leader is one of three, and the fourth leads another"
+    );
+    assert_eq!(bypassed(&handle, "max_waiters"), 0);
     drop(calls.remove(1));
     let mut next = held(&service, ask(1).id(9));
     assert_pending!(next.poll());
-    assert_eq!(backend.calls(), 3, "a seat is free");
-    for call in 1..=3 {
+    assert_eq!(backend.calls(), 2, "it follows the second");
+    for call in 1..=2 {
         backend.finish(call, Does::Answers);
     }
     let ids = calls
         .iter_mut()
         .map(|call| assert_ready!(call.poll()).unwrap().id);
-    assert_eq!(ids.collect::<Vec<_>>(), [0, 0, 3, 4]);
-    assert_eq!(assert_ready!(next.poll()).unwrap().id, 0);
+    assert_eq!(ids.collect::<Vec<_>>(), [0, 0, 3, 3]);
+    assert_eq!(assert_ready!(next.poll()).unwrap().id, 3);
     assert_quiet(&handle);
 }
 
@@ -311,15 +315,55 @@ async fn a_result_is_kept_for_the_time_of_grace() {
     let first = go(&service, ask(1)).value().await.call;
     advance(ms(1_001)).await;
     assert_eq!(go(&service, ask(1)).value().await.call, first + 1);
-    // Failures are results.
+    // A failure may be over by then.
     advance(secs(2)).await;
     backend.next([Does::FailsAfter(ms(1))]);
     let calls = backend.calls();
-    for _ in 0..2 {
-        let error = go(&service, ask(1)).error().await;
-        assert_eq!(find::<Fault>(error.as_ref()), Some(&Fault("told to")));
+    let error = go(&service, ask(1)).error().await;
+    assert_eq!(find::<Fault>(error.as_ref()), Some(&Fault("told to")));
+    assert_eq!(handle.snapshot().kept, 0);
+    assert_eq!(go(&service, ask(1)).value().await.call, calls + 2);
+}
+
+/// Services of a layer share their flights, those that have each their own do not.
+#[test]
+fn each_service_has_flights_of_its_own_if_told_so() {
+    for (own, calls) in [(false, 1), (true, 2)] {
+        let layer = layer();
+        let layer = if own { layer.per_service() } else { layer };
+        let backend = Backend::new(Does::Waits);
+        let services = [layer.layer(backend.clone()), layer.layer(backend.clone())];
+        let mut held: Vec<_> = services
+            .iter()
+            .flat_map(|service| [held(service, ask(1)), held(&service.clone(), ask(1))])
+            .collect();
+        for call in &mut held {
+            assert_pending!(call.poll());
+        }
+        assert_eq!(backend.calls(), calls, "clones share all the same");
     }
-    assert_eq!(backend.calls(), calls + 1);
+}
+
+/// Whoever is released, goes alone, or came too late keeps its own deadline.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_holds_for_those_who_go_alone_too() {
+    let retry = |_: &Result<_, Fault>| Admit::Retry;
+    let layer = layer().share(ArcError.when(retry));
+    let handle = layer.handle();
+    let backend = Backend::new(Does::Takes(ms(100)));
+    backend.next([Does::Takes(ms(100)), Does::Takes(secs(3_600))]);
+    let service = layer.layer(backend.clone());
+    let leader = go(&service, ask(1));
+    let begun = Instant::now();
+    let follower = go(&service, ask(1).within(secs(1)));
+    leader.value().await;
+    let error = follower.error().await;
+    assert_eq!(reason(&error), Reason::Deadline);
+    assert_eq!(begun.elapsed(), secs(1));
+    let late = go(&service, ask(2).within(ms(0)));
+    assert_eq!(reason(&late.error().await), Reason::Deadline);
+    assert_eq!(backend.calls(), 2, "what came too late was not sent");
+    assert_quiet(&handle);
 }
 
 #[tokio::test(start_paused = true)]

@@ -469,12 +469,17 @@ fn results_that_are_kept_count_as_keys() {
 }
 
 #[test]
-fn waiters_beyond_the_bound_go_alone() {
-    let mut world = world(|rules| rules.max_waiters = 2);
-    let leader = world.waiting(0);
+fn waiters_beyond_the_bound_lead_another_while_there_is_room_for_a_key() {
+    let mut world = world(|rules| {
+        rules.max_waiters = 2;
+        rules.max_keys = 2;
+    });
+    world.waiting(0);
+    world.waits_too(0);
+    let second = world.waiting(0);
     world.waits_too(0);
     assert_eq!(world.join(0, DEFAULT), Found::Alone(Bypass::MaxWaiters));
-    world.leave(leader);
+    world.leave(second);
     world.follows(0);
 }
 

@@ -577,7 +577,12 @@ impl World {
         };
         let book = &self.books[&id];
         let old = book.since.map(|since| self.now - since);
-        if old.is_some_and(|old| old >= self.rules.leader_age)
+        let crowded = book.members.len() >= self.rules.max_waiters as usize;
+        if crowded && full.is_some() {
+            return Expected::Alone(Bypass::MaxWaiters);
+        }
+        if crowded
+            || old.is_some_and(|old| old >= self.rules.leader_age)
             || book.sent.is_some_and(|sent| sent < priority)
         {
             return full.unwrap_or(Expected::Lead { replaces: true });
@@ -590,9 +595,6 @@ impl World {
             Stage::Parked(_) | Stage::Driven(_) => {}
             Stage::Done(..) => assert!(!self.rules.grace.is_zero(), "a newcomer begins anew"),
             Stage::Over { .. } => panic!("a newcomer joins nothing that is over"),
-        }
-        if book.members.len() >= self.rules.max_waiters as usize {
-            return Expected::Alone(Bypass::MaxWaiters);
         }
         Expected::Follow(id)
     }
@@ -921,7 +923,7 @@ impl World {
             waiters,
             since: book.since,
         };
-        if self.spares.len() < SPARES {
+        if self.spares.len() < CABINS {
             self.spares.push(work.0);
         }
         let landing = self.inside(|shard, debris| shard.finish(ticket, work, debris));
@@ -1001,7 +1003,7 @@ impl World {
     /// Work that is empty is put aside.
     fn reuse(&mut self, work: Thing) {
         self.fell = None;
-        let room = self.spares.len() < SPARES;
+        let room = self.spares.len() < CABINS;
         if room {
             self.spares.push(work.0);
         }
@@ -1370,7 +1372,7 @@ impl World {
         assert_eq!((self.shard.live(), self.shard.waiters()), (0, 0));
         assert_eq!((self.shard.kept(), self.shard.remembered()), (0, 0));
         assert!(self.shard.table.is_empty());
-        assert!(self.shard.flights.len() <= SPARES && self.shard.spares.len() <= SPARES);
+        assert!(self.shard.flights.len() <= SPARES && self.shard.spares.len() <= CABINS);
         let spares = self.spares.len();
         THINGS.with_borrow(|things| assert_eq!(things.len(), spares));
     }
