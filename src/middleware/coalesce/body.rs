@@ -8,8 +8,9 @@
 //! The time is told by the tokio runtime of the reader that waits, which has to have its timers enabled. Outside of any a
 //! reader waits for as long as it takes.
 //!
-//! An error of the body, and an end that comes before the length its headers promised, reach every reader. A panic is the
-//! reader's that polled; the others get an error.
+//! An error of the body, and an end that comes before the length its headers promised, reach every reader. A body of no
+//! bytes at all ends cleanly whatever was promised: it is the answer to a `HEAD`, and whoever made it has refused a `GET`
+//! that is short. A panic is the reader's that polled; the others get an error.
 //!
 //! Cost: a reader that is behind takes the lock once for a frame, the one that drives three times, and once more to leave a
 //! waker it has not left before. A chunk is cloned, not copied. The wakers of those that wait are taken out to one

@@ -227,12 +227,14 @@ impl Log {
         self.wake_all(after);
     }
 
-    /// Nothing follows. An end that comes too early for what was promised is an error.
+    /// Nothing follows. An end that comes too early for what was promised is an error, but not before the first byte: that
+    /// is how the answer to a `HEAD` ends, which promises what a `GET` would bring.
     pub(super) fn finish(&mut self, end: End, after: &mut After) {
         let clean = matches!(end, End::Clean | End::Trailers(_));
-        let short = self
-            .promised
-            .is_some_and(|promised| promised != self.written);
+        let short = self.written > 0
+            && self
+                .promised
+                .is_some_and(|promised| promised != self.written);
         if clean && short {
             after.end = Some(end);
             self.end = Some(End::Error(wrong_length(self.written, self.promised)));

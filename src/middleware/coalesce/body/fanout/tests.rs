@@ -411,10 +411,30 @@ fn an_empty_body_is_over_from_the_start() {
     assert!(a.is_end_stream());
     assert_eq!(a.size_hint().exact(), Some(0));
     assert_eq!(poll(&mut a), "$");
+}
+
+#[test]
+fn an_answer_to_head_ends_cleanly_however_late_it_says_so() {
     let (origin, _) = open(Empty::<Bytes>::new(), 100, Some(3));
     let [mut a] = readers(&origin);
-    assert!(!a.is_end_stream());
-    assert_eq!(poll(&mut a), "!");
+    assert!(a.is_end_stream());
+    assert_eq!(poll(&mut a), "$");
+    for (steps, ends) in [([Stop, Data("")], "$"), ([Stop, Fail], "!")] {
+        let seen = Arc::new(Seen::default());
+        let body = Script {
+            steps: steps.into(),
+            seen: seen.clone(),
+        };
+        let (origin, _) = open(body, 100, Some(3));
+        let [mut a, mut b] = readers(&origin);
+        assert!(!a.is_end_stream(), "it may be a GET");
+        assert_eq!([poll(&mut a), poll(&mut b)], [".", "."]);
+        seen.wake();
+        for reader in [&mut a, &mut b] {
+            let got = poll(reader) + &poll(reader);
+            assert!(got.starts_with(ends), "{got}");
+        }
+    }
 }
 
 #[test]

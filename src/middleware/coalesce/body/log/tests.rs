@@ -209,6 +209,16 @@ fn an_end_before_what_was_promised_is_an_error() {
 }
 
 #[test]
+fn an_end_before_the_first_byte_is_that_of_an_answer_to_head() {
+    let (mut log, origin) = log(10, Some(10));
+    let reader = log.join(&origin).unwrap();
+    push(&mut log, "");
+    finish(&mut log, End::Clean);
+    assert_eq!(takes(&mut log, &reader), "");
+    assert!(matches!(next(&mut log, &reader), Next::Over(End::Clean)));
+}
+
+#[test]
 fn more_than_was_promised_is_an_error_at_once() {
     let (mut log, origin) = log(10, Some(4));
     let reader = log.join(&origin).unwrap();
