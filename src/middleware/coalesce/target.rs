@@ -1,4 +1,5 @@
-use http::{HeaderValue, Uri};
+use http::header::HOST;
+use http::{HeaderMap, HeaderValue, Uri};
 
 use super::exact::Writer;
 
@@ -34,6 +35,12 @@ impl<'a> Target<'a> {
             host,
             path: uri.path_and_query().map(|path| path.as_str().as_bytes()),
         })
+    }
+
+    /// Whether only the service a request is sent to knows whom it is for: it names nobody itself.
+    pub(super) fn is_missing(uri: &Uri, headers: &HeaderMap) -> bool {
+        let named = || headers.get(HOST).is_some_and(|host| !host.is_empty());
+        uri.authority().is_none() && !named()
     }
 
     /// Bytes written at most.

@@ -20,6 +20,9 @@ use crate::middleware::coalesce::terms;
 /// does not say what it varies by. What is known of a caller by its connection alone, such as a client certificate, no
 /// metadata says: do not list methods that answer by it.
 ///
+/// A call that names no host, neither in its URI nor in `Host`, gets one further inside, as in tonic's `Channel`: it
+/// is equal only to those that are sent to the same service of the layer's.
+///
 /// A key is one allocation. The message is not copied.
 #[derive(Debug, Clone)]
 pub struct GrpcKey {
@@ -70,6 +73,10 @@ impl<B: Body> KeyBy<Request<GrpcBody<B>>> for GrpcKey {
 
     fn terms(&self, req: &Request<GrpcBody<B>>) -> Terms {
         terms::terms(req)
+    }
+
+    fn is_local(&self, req: &Request<GrpcBody<B>>) -> bool {
+        Target::is_missing(req.uri(), req.headers())
     }
 
     fn prepare(&self, req: &mut Request<GrpcBody<B>>, flight: Facts) {

@@ -18,6 +18,9 @@ use crate::middleware::coalesce::terms;
 /// tenant. What is known of a caller by its connection alone, such as a client certificate, no header says: do not
 /// coalesce what is answered by that, or take a [`KeyBy`] of your own.
 ///
+/// A request that names no host, neither in its URI nor in `Host`, gets one further inside, as in tonic's `Channel`: it
+/// is equal only to those that are sent to the same service of the layer's.
+///
 /// A key is one allocation.
 #[derive(Debug, Clone)]
 pub struct HttpKey {
@@ -118,6 +121,10 @@ impl<B: Body> KeyBy<Request<B>> for HttpKey {
 
     fn terms(&self, req: &Request<B>) -> Terms {
         terms::terms(req)
+    }
+
+    fn is_local(&self, req: &Request<B>) -> bool {
+        Target::is_missing(req.uri(), req.headers())
     }
 
     fn prepare(&self, req: &mut Request<B>, flight: Facts) {

@@ -149,6 +149,18 @@ fn credentials_go_alone_or_are_in_the_key() {
 }
 
 #[test]
+fn who_names_no_host_is_local() {
+    let rules = rules(|_| {});
+    let mut req = call("/a.B/C", b"x", &[]);
+    assert!(!rules.is_local(&req));
+    *req.uri_mut() = "/a.B/C".parse().unwrap();
+    assert!(rules.key(&req).is_some() && rules.is_local(&req));
+    let host = HeaderValue::from_static("a");
+    req.headers_mut().insert("host", host);
+    assert!(!rules.is_local(&req));
+}
+
+#[test]
 fn nothing_of_a_key_is_shown() {
     let key = key("/a.B/C", b"secret", &[]);
     let shown = format!("{key:?}");

@@ -165,6 +165,14 @@ fn hosts_have_no_case_and_are_said_once() {
 }
 
 #[test]
+fn who_names_no_host_is_local() {
+    let local = |uri, headers: &[(&str, &str)]| rules(|_| {}).is_local(&get(uri, headers));
+    assert!(local("/b", &[]) && local("*", &[]) && local("/b", &[("host", "")]));
+    assert!(!local("/b", &[("host", "a")]));
+    assert!(!local("http://a/b", &[]) && !local("a", &[]));
+}
+
+#[test]
 fn a_user_in_the_target_goes_alone() {
     assert_eq!(key(&get("http://user:word@a/b", &[])), None);
     assert_eq!(key(&get("/b", &[("host", "user@a")])), None);
