@@ -14,7 +14,8 @@ use crate::middleware::coalesce::share::{Admit, Keep, Share, SharedError};
 /// and PERMISSION_DENIED are about the one who asked and never shared, nor is an error that means one of them, nor a
 /// response that has no status, or two, or one that is no number of a code. All other codes are the method's answer to
 /// its message: UNAVAILABLE and RESOURCE_EXHAUSTED too, since those who wait would only ask an ailing server again, side
-/// by side. A response that is longer than may be collected, or sets a cookie, is its leader's alone.
+/// by side. A response that is longer than may be collected, or sets a cookie in headers or
+/// trailers, is its leader's alone.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct GrpcShare {
     /// Whether failures of the layer are responses.
@@ -58,7 +59,7 @@ where
         match status(response.headers(), whole) {
             None => Admit::Retry,
             Some(code) if is_personal(code) => Admit::Retry,
-            Some(_) if response.headers().contains_key(SET_COOKIE) => Admit::LeaderOnly,
+            Some(_) if sets_cookie(response.headers(), whole) => Admit::LeaderOnly,
             Some(_) => Admit::Share,
         }
     }
@@ -108,6 +109,15 @@ where
         }
         Ok(response)
     }
+}
+
+/// Whether a response sets a cookie, in its headers or its trailers: in one without a message they are the same to a
+/// client.
+fn sets_cookie(headers: &HeaderMap, whole: &Whole) -> bool {
+    let mut both = [Some(headers), whole.trailers.as_ref()]
+        .into_iter()
+        .flatten();
+    both.any(|headers| headers.contains_key(SET_COOKIE))
 }
 
 /// Whether a code says something of the one who asked.

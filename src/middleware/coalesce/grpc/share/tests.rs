@@ -116,11 +116,18 @@ fn what_was_not_read_to_its_end_is_not_shared() {
 
 #[test]
 fn a_cookie_is_for_one() {
+    let cookie = HeaderValue::from_static("a=b");
     let mut response = answered(&[b"0"]);
-    response
-        .headers_mut()
-        .insert(SET_COOKIE, HeaderValue::from_static("a=b"));
+    response.headers_mut().insert(SET_COOKIE, cookie.clone());
     assert_eq!(admit(response), Admit::LeaderOnly);
+    for (status, admitted) in [(&b"0"[..], Admit::LeaderOnly), (b"7", Admit::Retry)] {
+        let mut trailers = map(&[status]);
+        trailers.insert(SET_COOKIE, cookie.clone());
+        let data = Some(Bytes::from_static(b"\0\0\0\0\0"));
+        let trailers = Some(trailers);
+        let response = Response::new(GrpcBody::whole(Whole { data, trailers }));
+        assert_eq!(admit(response), admitted);
+    }
 }
 
 #[test]
