@@ -194,6 +194,7 @@ mod hot;
 mod http;
 mod hub;
 mod key;
+mod known;
 mod layer;
 mod listed;
 mod map;

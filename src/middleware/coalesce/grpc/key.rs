@@ -9,15 +9,20 @@ use super::body::GrpcBody;
 use super::options::Options;
 use crate::middleware::coalesce::exact::{Exact, Writer};
 use crate::middleware::coalesce::key::{Facts, KeyBy, Terms};
+use crate::middleware::coalesce::known;
 use crate::middleware::coalesce::target::Target;
 use crate::middleware::coalesce::terms;
 
 /// Which gRPC calls are equal: calls of a listed unary method with the same message, byte for byte, to the same authority,
 /// in the same encodings, with the same chosen metadata.
 ///
-/// Made by [`CoalesceLayer::grpc`](crate::coalesce::CoalesceLayer::grpc). `grpc-timeout`, `user-agent` and whatever else
-/// is not chosen is no part of it. Metadata by which the server tells callers apart must be chosen, for a gRPC response
-/// does not say what it varies by. What is known of a caller by its connection alone, such as a client certificate, no
+/// Made by [`CoalesceLayer::grpc`](crate::coalesce::CoalesceLayer::grpc). `grpc-timeout`, `user-agent` and whatever
+/// else is not chosen is no part of it, but for what proxies say of the target. A call goes alone when it carries
+/// `authorization`, `cookie`, `proxy-authorization`, or other metadata that is known to say who asks, unless that is
+/// chosen; [`HttpKey`](crate::coalesce::HttpKey) has the names of both.
+///
+/// No such list is complete. Metadata by which the server tells callers apart must be chosen, for a gRPC response does
+/// not say what it varies by. What is known of a caller by its connection alone, such as a client certificate, no
 /// metadata says: do not list methods that answer by it.
 ///
 /// A call that names no host, neither in its URI nor in `Host`, gets one further inside, as in tonic's `Channel`: it
@@ -60,10 +65,11 @@ impl<B: Body> KeyBy<Request<GrpcBody<B>>> for GrpcKey {
         let look = self.options.look(req)?;
         let target = Target::of(req.uri(), look.host)?;
         let listed = &self.options.listed;
-        let room = target.room() + listed.room(look.listed);
+        let room = target.room() + listed.room(look.listed) + known::room(look.named);
         let mut head = Writer::new(room);
         target.write(&mut head);
         listed.write(req.headers(), &mut head);
+        known::write(req.headers(), look.named, &mut head);
         debug_assert!(head.len() <= room, "a key is one allocation");
         Some(GrpcRequestKey {
             head: head.finish(),

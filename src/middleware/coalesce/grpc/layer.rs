@@ -105,8 +105,9 @@ impl GrpcCoalesceLayer {
         }))
     }
 
-    /// Of the metadata only encodings and `content-type` (default) are in the key, or `name` too: all its values, in
-    /// their order.
+    /// Of the metadata only encodings, `content-type` and what proxies say of the target (default) are in the key, or
+    /// `name` too: all its values, in their order. Choose whatever answers depend on; [some metadata](GrpcKey) that
+    /// says who asks makes a call go alone until it is chosen.
     ///
     /// # Panics
     ///

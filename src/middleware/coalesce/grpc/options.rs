@@ -3,6 +3,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use rustc_hash::FxHashSet;
 
 use crate::middleware::coalesce::exact::Writer;
+use crate::middleware::coalesce::known::Known;
 use crate::middleware::coalesce::listed::Listed;
 
 /// What the parts of the form agree on.
@@ -21,6 +22,8 @@ pub(super) struct Look<'a> {
     pub(super) host: Option<&'a HeaderValue>,
     /// Bytes of listed values, with what surrounds them.
     pub(super) listed: usize,
+    /// The same of those that are known to name the target.
+    pub(super) named: usize,
 }
 
 // ===== impl Options =====
@@ -53,6 +56,7 @@ impl Options {
         let mut look = Look {
             host: None,
             listed: 0,
+            named: 0,
         };
         let mut framed = false;
         for (name, value) in headers {
@@ -64,7 +68,14 @@ impl Options {
                     let first = !std::mem::replace(&mut framed, true);
                     first && is_plain(value)
                 }
-                _ => true,
+                name => match Known::of(name) {
+                    Some(Known::Caller) => listed,
+                    Some(Known::Target) => {
+                        look.named += Writer::FRAME + value.len();
+                        true
+                    }
+                    None => true,
+                },
             };
             if !allowed {
                 return None;

@@ -7,6 +7,7 @@ use super::cache_control::{pragma_allows, request_allows};
 use super::options::Options;
 use crate::middleware::coalesce::exact::{Exact, Writer};
 use crate::middleware::coalesce::key::{Facts, KeyBy, Terms};
+use crate::middleware::coalesce::known::{self, Known};
 use crate::middleware::coalesce::target::Target;
 use crate::middleware::coalesce::terms;
 
@@ -14,9 +15,20 @@ use crate::middleware::coalesce::terms;
 ///
 /// Made by [`CoalesceLayer::http`](crate::coalesce::CoalesceLayer::http).
 ///
-/// What else may tell callers apart is for [`header`](crate::coalesce::CoalesceLayer::header) to list: an `x-api-key`, a
-/// tenant. What is known of a caller by its connection alone, such as a client certificate, no header says: do not
-/// coalesce what is answered by that, or take a [`KeyBy`] of your own.
+/// A request goes alone when it carries `Authorization`, `Cookie`, or another header that is known to say who asks,
+/// unless that is listed: `x-api-key`, `api-key`, `apikey`, `x-auth-token`, `x-access-token`, `x-id-token`,
+/// `x-csrf-token`, `x-xsrf-token`, `x-forwarded-client-cert`, `x-client-cert`, `ssl-client-cert`, `x-ssl-client-cert`,
+/// `x-forwarded-user`, `x-forwarded-email`, `x-forwarded-access-token`, `x-remote-user`, `remote-user`, `x-user`,
+/// `x-user-id`, `x-authenticated-user`, `x-authenticated-userid`, `x-consumer-id`, `x-amz-security-token`,
+/// `x-goog-api-key`, `x-goog-iap-jwt-assertion`, `x-goog-authenticated-user-email`, `cf-access-jwt-assertion`,
+/// `cf-access-token`, `x-ms-client-principal`, `x-ms-client-principal-id`, `x-ms-token-aad-access-token`,
+/// `x-jwt-assertion`, `x-tenant-id`, `x-organization-id`. What proxies say of the target is in every key: `forwarded`,
+/// `x-forwarded-host`, `x-forwarded-proto`, `x-forwarded-prefix`, `x-original-url`, `x-rewrite-url`, `x-original-host`,
+/// `x-host`.
+///
+/// No such list is complete. What else may tell callers apart is for [`header`](crate::coalesce::CoalesceLayer::header)
+/// to list: a tenant, a language. What is known of a caller by its connection alone, such as a client certificate, no
+/// header says: do not coalesce what is answered by that, or take a [`KeyBy`] of your own.
 ///
 /// A request that names no host, neither in its URI nor in `Host`, gets one further inside, as in tonic's `Channel`: it
 /// is equal only to those that are sent to the same service of the layer's.
@@ -55,6 +67,8 @@ struct Look<'a> {
     host: Option<&'a HeaderValue>,
     /// Bytes of listed values, with what surrounds them.
     listed: usize,
+    /// The same of those that are known to name the target.
+    named: usize,
 }
 
 // ===== impl HttpKey =====
@@ -73,6 +87,7 @@ impl HttpKey {
         let mut look = Look {
             host: None,
             listed: 0,
+            named: 0,
         };
         for (name, value) in headers {
             let listed = self.options.listed.contains(name);
@@ -83,7 +98,14 @@ impl HttpKey {
                 "cache-control" => request_allows(value),
                 "content-length" => value == "0",
                 "pragma" => pragma_allows(value),
-                name => !ALONE.contains(&name),
+                name => match Known::of(name) {
+                    Some(Known::Caller) => listed,
+                    Some(Known::Target) => {
+                        look.named += Writer::FRAME + value.len();
+                        true
+                    }
+                    None => !ALONE.contains(&name),
+                },
             };
             if !allowed {
                 return None;
@@ -108,13 +130,18 @@ impl<B: Body> KeyBy<Request<B>> for HttpKey {
         if !req.body().is_end_stream() {
             return None;
         }
-        let Look { host, listed } = self.look(req.headers())?;
+        let Look {
+            host,
+            listed,
+            named,
+        } = self.look(req.headers())?;
         let target = Target::of(req.uri(), host)?;
-        let room = 1 + target.room() + self.options.listed.room(listed);
+        let room = 1 + target.room() + self.options.listed.room(listed) + known::room(named);
         let mut key = Writer::new(room);
         key.tag(method);
         target.write(&mut key);
         self.options.listed.write(req.headers(), &mut key);
+        known::write(req.headers(), named, &mut key);
         debug_assert!(key.len() <= room, "a key is one allocation");
         Some(HttpRequestKey(key.finish()))
     }

@@ -31,9 +31,10 @@ impl CoalesceLayer<HttpKey, HttpShare> {
         Self::with(key, HttpShare::new(options, Arc::default())).set_http(|_| {})
     }
 
-    /// Only `Accept-Encoding` and `Cache-Control` (default) are in the key, or the header `name` too: all its values, in
-    /// their order. List whatever answers depend on; what a response says it [varies](HttpShare) by and is not listed is
-    /// not shared.
+    /// Only `Accept-Encoding`, `Cache-Control` and what proxies say of the target (default) are in the key, or the
+    /// header `name` too: all its values, in their order. List whatever answers depend on. What a response says it
+    /// [varies](HttpShare) by and is not listed is not shared; [some headers](HttpKey) that say who asks make a request
+    /// go alone until they are listed.
     #[must_use]
     pub fn header(self, name: HeaderName) -> Self {
         self.set_http(|options| options.listed.add(name))

@@ -3,6 +3,7 @@ use std::time::Duration;
 use http::header::{ACCEPT_ENCODING, CACHE_CONTROL};
 
 use super::key::is_never_carried;
+use crate::middleware::coalesce::known::is_known;
 use crate::middleware::coalesce::listed::Listed;
 
 /// What key and share agree on.
@@ -31,6 +32,9 @@ impl Options {
 
     /// Whether all requests that share a key agree on the header called `name`: it is in the key, or in none of them.
     pub(super) fn agrees(&self, name: &[u8]) -> bool {
-        self.listed.names(name) || name.eq_ignore_ascii_case(b"host") || is_never_carried(name)
+        self.listed.names(name)
+            || name.eq_ignore_ascii_case(b"host")
+            || is_never_carried(name)
+            || is_known(name)
     }
 }

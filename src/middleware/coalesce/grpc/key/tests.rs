@@ -6,6 +6,7 @@ use http_body_util::Empty;
 use proptest::prelude::*;
 
 use super::super::body::Whole;
+use crate::middleware::coalesce::known::{KNOWN, Known};
 use crate::middleware::coalesce::listed::Credentials;
 
 type Req = Request<GrpcBody<Empty<Bytes>>>;
@@ -149,6 +150,19 @@ fn credentials_go_alone_or_are_in_the_key() {
 }
 
 #[test]
+fn what_says_who_asks_goes_alone_unless_it_is_chosen() {
+    for (name, known) in KNOWN {
+        let is_alone = key("/a.B/C", b"x", &[(name, "a")]).is_none();
+        assert_eq!(is_alone, known == Known::Caller, "{name}");
+        let rules = rules(|options| options.listed.add(HeaderName::from_static(name)));
+        let key = |headers: &[(&str, &str)]| rules.key(&call("/a.B/C", b"x", headers)).unwrap();
+        assert_eq!(key(&[(name, "a")]), key(&[(name, "a")]));
+        assert_ne!(key(&[(name, "a")]), key(&[(name, "b")]));
+        assert_ne!(key(&[(name, "a")]), key(&[]));
+    }
+}
+
+#[test]
 fn who_names_no_host_is_local() {
     let rules = rules(|_| {});
     let mut req = call("/a.B/C", b"x", &[]);
@@ -184,6 +198,8 @@ fn calls() -> impl Strategy<
         "x-tenant",
         "grpc-timeout",
         "user-agent",
+        "forwarded",
+        "x-forwarded-host",
     ]);
     let value = prop::sample::select(vec!["", "a", "A", "aa"]);
     (
@@ -191,6 +207,13 @@ fn calls() -> impl Strategy<
         prop::sample::select(vec![&b""[..], b"a", b"aa", b"\0\0\0\0\0"]),
         proptest::collection::vec((name, value), 0..4),
     )
+}
+
+/// All that says who asks, or what for.
+fn who() -> Vec<&'static str> {
+    let known = KNOWN.map(|(name, _)| name).into_iter();
+    let credentials = ["authorization", "cookie", "proxy-authorization"];
+    known.chain(credentials).collect()
 }
 
 proptest! {
@@ -207,7 +230,7 @@ proptest! {
             options.listed.add(HeaderName::from_static("x-tenant"));
         });
         let values = |headers: &[(&'static str, &'static str)]| {
-            ["authorization", "grpc-encoding", "grpc-accept-encoding", "x-tenant"].map(|name| {
+            ["authorization", "grpc-encoding", "grpc-accept-encoding", "x-tenant", "forwarded", "x-forwarded-host"].map(|name| {
                 let same = headers.iter().filter(|header| header.0 == name);
                 same.map(|header| header.1).collect::<Vec<_>>()
             })
@@ -215,5 +238,28 @@ proptest! {
         let belongs = one.0 == two.0 && one.1 == two.1 && values(&one.2) == values(&two.2);
         let keys = [&one, &two].map(|(path, message, headers)| rules.key(&call(path, message, headers)).unwrap());
         prop_assert_eq!(keys[0] == keys[1], belongs);
+    }
+
+    #[test]
+    fn two_users_are_never_crossed(
+        one in calls(),
+        two in calls(),
+        tokens in ("[ -~]{0,8}", "[ -~]{0,8}"),
+        name in prop::sample::select(who()),
+    ) {
+        let name = HeaderName::from_static(name);
+        let with = |(path, message, headers): &(&str, &'static [u8], Vec<(&str, &str)>), token: &str| {
+            let mut req = call(path, message, headers);
+            req.headers_mut().insert(&name, HeaderValue::from_str(token).unwrap());
+            req
+        };
+        for rules in [rules(|_| {}), rules(|options| options.listed.add(name.clone()))] {
+            for two in [&one, &two] {
+                let keys = (rules.key(&with(&one, &tokens.0)), rules.key(&with(two, &tokens.1)));
+                if let (Some(one), Some(two)) = keys && tokens.0 != tokens.1 {
+                    prop_assert_ne!(one, two);
+                }
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use crate::base::clock;
 use crate::base::deadline::Deadline;
 use crate::base::priority::Priority;
+use crate::middleware::coalesce::known::KNOWN;
 use crate::middleware::coalesce::listed::Credentials;
 
 type Req = Request<Full<bytes::Bytes>>;
@@ -72,6 +73,45 @@ fn only_get_and_head_without_a_body_have_a_key() {
         None
     );
     assert_eq!(plain(&[("transfer-encoding", "chunked")]), None);
+}
+
+#[test]
+fn what_says_who_asks_goes_alone_unless_it_is_listed() {
+    let listing = |name| rules(|options| options.listed.add(HeaderName::from_static(name)));
+    for (name, known) in KNOWN {
+        assert!(Options::new().agrees(name.to_uppercase().as_bytes()));
+        let is_alone = plain(&[(name, "a")]).is_none();
+        assert_eq!(is_alone, known == Known::Caller, "{name}");
+        let rules = listing(name);
+        let key = |values: &[&'static str]| {
+            let headers: Vec<_> = values.iter().map(|value| (name, *value)).collect();
+            rules.key(&get("http://a/b", &headers)).unwrap()
+        };
+        assert_eq!(key(&["a"]), key(&["a"]));
+        for other in [&[][..], &[""], &["b"], &["a", "a"]] {
+            assert_ne!(key(&["a"]), key(other), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_names_the_target_is_in_every_key() {
+    let targets = KNOWN
+        .iter()
+        .filter(|(_, known)| *known == Known::Target)
+        .map(|(name, _)| *name);
+    let targets: Vec<_> = targets.collect();
+    let mut keys = vec![plain(&[])];
+    for name in &targets {
+        keys.extend([plain(&[(name, "")]), plain(&[(name, "a")])]);
+        keys.push(plain(&[(name, "a"), ("accept-encoding", "a")]));
+        assert_eq!(plain(&[(name, "a")]), plain(&[(name, "a"), ("x", "a")]));
+    }
+    keys.push(plain(&[(targets[0], "a"), (targets[1], "a")]));
+    for (n, one) in keys.iter().enumerate() {
+        assert!(one.is_some());
+        assert!(keys.iter().skip(n + 1).all(|other| other != one), "{n}");
+    }
 }
 
 #[test]
@@ -251,7 +291,7 @@ impl Model {
         let listed = [ACCEPT_ENCODING, AUTHORIZATION, COOKIE, CACHE_CONTROL];
         let listed = listed.into_iter().map(|name| name.as_str().to_owned());
         let values: Vec<Vec<&str>> = listed
-            .chain(["accept".to_owned()])
+            .chain(["accept", "forwarded", "x-forwarded-host"].map(str::to_owned))
             .map(|name| {
                 let same = self.headers.iter().filter(|header| header.0 == name);
                 same.map(|header| header.1).collect()
@@ -271,6 +311,8 @@ fn headers() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
         "user-agent",
         "traceparent",
         "x-id",
+        "forwarded",
+        "x-forwarded-host",
     ]);
     // Blanks are not between tokens: in a `cache-control` they would be garbage.
     let value = prop::sample::select(vec!["", "a", "A", "aa", "gzip", "gzip, br", "a=b"]);
@@ -292,6 +334,12 @@ fn model() -> impl Strategy<Value = Model> {
             host,
             headers,
         })
+}
+
+/// All that says who asks, or what for.
+fn who() -> Vec<&'static str> {
+    let known = KNOWN.map(|(name, _)| name).into_iter();
+    known.chain(["authorization", "cookie"]).collect()
 }
 
 /// Two that differ in little or nothing.
@@ -339,9 +387,9 @@ proptest! {
     fn two_users_are_never_crossed(
         (one, two) in pair(),
         tokens in ("[ -~]{0,8}", "[ -~]{0,8}"),
-        cookie in any::<bool>(),
+        name in prop::sample::select(who()),
     ) {
-        let name = if cookie { COOKIE } else { AUTHORIZATION };
+        let name = HeaderName::from_static(name);
         let with = |model: &Model, token: &str| {
             let mut req = model.request();
             req.headers_mut().insert(&name, HeaderValue::from_str(token).unwrap());

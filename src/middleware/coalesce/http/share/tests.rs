@@ -88,6 +88,7 @@ fn vary_must_be_agreed_on() {
         "Accept-Encoding, HOST",
         "cookie, Authorization",
         "range",
+        "X-Api-Key, x-forwarded-proto",
     ] {
         assert_eq!(vary(&plain, names), Admit::Share, "{names}");
     }
@@ -234,7 +235,7 @@ proptest! {
             ("set-cookie", "a=b"),
             ("vary", "*"),
             ("vary", "accept"),
-            ("vary", "x-user"),
+            ("vary", "x-theme"),
         ]),
         public in any::<bool>(),
         flips in any::<u32>(),
