@@ -370,11 +370,180 @@ async fn a_flight_that_asks_for_itself_is_told_so() {
         let result = tokio::time::timeout(ms(1_000), service.oneshot(1)).await;
         if policy == OnLeaderDrop::HandOver {
             assert_eq!(reason(result.expect("it ends")), Reason::Recursion);
+            let now = layer.handle().snapshot();
+            assert_eq!((now.flights, now.waiters), (0, 0));
         } else {
             // Each waits in a task of its own: only time tells.
             assert!(result.is_err());
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_asks_for_its_own_flight_is_told_so() {
+    let layer = by_number().on_leader_drop(OnLeaderDrop::Detach);
+    let service = round(&layer, |req, whole| Box::pin(whole.oneshot(req)));
+    let result = tokio::time::timeout(ms(1_000), service.oneshot(1)).await;
+    assert_eq!(reason(result.expect("it ends")), Reason::Recursion);
+    let now = layer.handle().snapshot();
+    assert_eq!((now.flights, now.waiters), (0, 0));
+}
+
+// ===== Panics =====
+
+#[test]
+fn a_panic_goes_on_in_the_leader_and_the_others_are_told() {
+    let layer = by_number();
+    let backend = Backend::new();
+    let inner = backend.service::<u32>();
+    let mut service = round(&layer, move |req, _| {
+        let inner = inner.clone();
+        Box::pin(async move {
+            match inner.oneshot(req).await? {
+                13 => std::panic::resume_unwind(Box::new("a panic")),
+                other => Ok(other),
+            }
+        })
+    });
+    let mut leader = task::spawn(service.call(7));
+    assert_pending!(leader.poll());
+    let mut others = [7, 7].map(|req| task::spawn(service.call(req)));
+    for other in &mut others {
+        assert_pending!(other.poll());
+    }
+    backend.answer(13);
+    for other in &mut others {
+        assert!(other.is_woken());
+        assert_eq!(reason(assert_ready!(other.poll())), Reason::Panicked);
+    }
+    assert!(leader.is_woken());
+    let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| leader.poll()));
+    let payload = payload.expect_err("it panics");
+    assert_eq!(payload.downcast_ref(), Some(&"a panic"));
+    let now = layer.handle().snapshot();
+    assert_eq!((now.flights, now.waiters), (0, 0));
+}
+
+// ===== Rules =====
+
+#[test]
+fn who_matters_more_than_what_was_sent_sends_a_request_of_its_own() {
+    for policy in [OnLeaderDrop::HandOver, OnLeaderDrop::Detach] {
+        let (backend, tasks) = (Backend::<()>::new(), Tasks::new());
+        let layer = CoalesceLayer::new(Important)
+            .on_leader_drop(policy)
+            .executor(tasks.executor());
+        let mut service = layer.layer(backend.service());
+        let mut calls = Vec::new();
+        let wanted = [
+            (Priority::Sheddable, 1),
+            (Priority::BestEffort, 1),
+            (Priority::Critical, 2),
+            (Priority::Default, 2),
+            (Priority::Critical, 2),
+        ];
+        for (priority, sent) in wanted {
+            let mut call = task::spawn(service.call(priority));
+            assert_pending!(call.poll());
+            calls.push(call);
+            while !tasks.0.lock().unwrap().is_empty() {
+                let mut running = tasks.take();
+                assert_pending!(running.poll());
+                // It goes on for as long as the test does.
+                std::mem::forget(running);
+            }
+            assert_eq!(backend.calls(), sent, "{priority:?}, {policy:?}");
+        }
+    }
+}
+
+#[test]
+fn a_request_that_was_not_sent_has_no_priority_of_another_flight() {
+    let (inner, mut handle) = tower_test::mock::pair::<Priority, ()>();
+    let layer = CoalesceLayer::new(Important).max_keys(1);
+    let mut service = layer.layer(inner);
+    handle.allow(1);
+    let mut first = task::spawn(service.call(Priority::BestEffort));
+    assert_pending!(first.poll());
+    // A second one, so that the work is parked and put aside.
+    drop(first);
+    let mut leader = task::spawn(service.call(Priority::BestEffort));
+    assert_pending!(leader.poll());
+    let mut follower = task::spawn(service.call(Priority::Critical));
+    assert_pending!(follower.poll());
+    assert_eq!(layer.handle().snapshot().followers, 1);
+}
+
+#[test]
+fn those_who_follow_a_leader_that_leaves_begin_anew_together_or_fail() {
+    for policy in [OnLeaderDrop::Reissue, OnLeaderDrop::Fail] {
+        let backend = Backend::new();
+        let layer = by_number().on_leader_drop(policy);
+        let mut service = layer.layer(backend.service());
+        let mut leader = task::spawn(service.call(7));
+        assert_pending!(leader.poll());
+        let mut others = [7, 7, 7].map(|req| task::spawn(service.call(req)));
+        for other in &mut others {
+            assert_pending!(other.poll());
+        }
+        drop(leader);
+        backend.0.lock().unwrap().retain(|call| !call.is_closed());
+        assert_eq!(backend.calls(), 0, "the call was given up");
+        for other in &mut others {
+            assert!(other.is_woken());
+            if policy == OnLeaderDrop::Fail {
+                assert_eq!(reason(assert_ready!(other.poll())), Reason::Abandoned);
+            } else {
+                assert_pending!(other.poll());
+            }
+        }
+        if policy == OnLeaderDrop::Reissue {
+            assert_eq!(backend.calls(), 1);
+            backend.answer(1);
+            for other in &mut others {
+                assert_eq!(assert_ready!(other.poll()).unwrap(), 1);
+            }
+        }
+        let now = layer.handle().snapshot();
+        assert_eq!((now.flights, now.waiters), (0, 0));
+    }
+}
+
+#[test]
+fn a_result_is_kept_though_nobody_waited_for_it() {
+    let (backend, tasks) = (Backend::new(), Tasks::new());
+    let layer = by_number()
+        .on_leader_drop(OnLeaderDrop::Detach)
+        .grace(ms(60_000))
+        .executor(tasks.executor());
+    let mut service = layer.layer(backend.service());
+    let mut caller = task::spawn(service.call(7));
+    assert_pending!(caller.poll());
+    let mut running = tasks.take();
+    assert_pending!(running.poll());
+    drop(caller);
+    backend.answer(1);
+    assert_ready!(running.poll());
+    let mut late = task::spawn(service.call(7));
+    assert_eq!(assert_ready!(late.poll()).unwrap(), 1);
+}
+
+#[test]
+fn who_follows_gives_back_what_it_reserved() {
+    let backend = Backend::<u32>::new();
+    let layer = by_number().readiness(Readiness::Eager);
+    let inner = tower::limit::ConcurrencyLimit::new(backend.service::<u32>(), 2);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut callers = Vec::new();
+    for req in [7, 7, 8] {
+        let mut service = layer.layer(inner.clone());
+        assert!(service.poll_ready(&mut cx).is_ready());
+        let mut caller = task::spawn(service.call(req));
+        assert_pending!(caller.poll());
+        callers.push(caller);
+    }
+    assert_eq!(backend.calls(), 2);
+    assert!(layer.layer(inner).poll_ready(&mut cx).is_pending());
 }
 
 #[test]
@@ -511,6 +680,32 @@ fn a_flight_outlives_the_runtime_in_which_its_time_was_taken() {
         assert!(caller.is_woken());
         assert_eq!(assert_ready!(caller.poll()).unwrap(), 7);
     }
+}
+
+#[test]
+fn outside_of_a_runtime_time_is_looked_at_when_somebody_polls() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let layer = by_number().flight_timeout(ms(100));
+    let mut service = layer.layer(Backend::<u32>::new().service());
+    let mut callers = [7, 7].map(|req| task::spawn(service.call(req)));
+    runtime.block_on(async {
+        for caller in &mut callers {
+            assert_pending!(caller.poll());
+        }
+    });
+    let begun = clock::now();
+    while begun.elapsed() < ms(100) {
+        std::thread::yield_now();
+    }
+    // Woken for whatever reason.
+    let [leader, follower] = &mut callers;
+    drop(runtime);
+    assert!(leader.is_woken() && follower.is_woken());
+    assert_eq!(reason(assert_ready!(follower.poll())), Reason::Timeout);
+    assert_eq!(reason(assert_ready!(leader.poll())), Reason::Timeout);
 }
 
 // ===== Tasks =====

@@ -66,26 +66,26 @@ const PLACES: [Place; 24] = [
 /// Panics where and when it was set to, and counts what there is.
 #[derive(Default)]
 struct Fuse {
-    /// The place, and how many times it goes well before.
-    at: Mutex<Option<(Place, u32)>>,
+    /// The places, and how many times it goes well before.
+    at: Mutex<Vec<(Place, u32)>>,
     hits: AtomicU32,
     alive: AtomicI64,
 }
 
 impl Fuse {
     fn burn(&self, place: Place) {
+        if std::thread::panicking() {
+            return;
+        }
         let mut at = self.at.lock().unwrap();
-        let Some((there, left)) = &mut *at else {
+        let Some(found) = at.iter().position(|(there, _)| *there == place) else {
             return;
         };
-        if *there != place || std::thread::panicking() {
+        if at[found].1 > 0 {
+            at[found].1 -= 1;
             return;
         }
-        if *left > 0 {
-            *left -= 1;
-            return;
-        }
-        *at = None;
+        at.remove(found);
         drop(at);
         self.hits.fetch_add(1, SeqCst);
         std::panic::resume_unwind(Box::new(place));
@@ -228,6 +228,8 @@ impl Call {
 struct Inner {
     thing: Thing,
     ready: bool,
+    /// Whether calls are answered at once.
+    quick: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<Arc<Call>>>>,
 }
 
@@ -242,6 +244,7 @@ impl Clone for Inner {
         Self {
             thing: Thing::new(&self.thing.0, Place::ServiceDrop),
             ready: false,
+            quick: self.quick.clone(),
             calls: self.calls.clone(),
         }
     }
@@ -264,6 +267,9 @@ impl Service<Req> for Inner {
         drop(req);
         self.thing.0.burn(Place::ServiceCall);
         let call = Arc::new(Call::default());
+        if self.quick.load(SeqCst) {
+            call.answer(Admit::Share);
+        }
         self.calls.lock().unwrap().push(call.clone());
         Answer {
             thing: Thing::new(&self.thing.0, Place::FutureDrop),
@@ -355,6 +361,7 @@ struct World {
     fuse: Arc<Fuse>,
     layer: CoalesceLayer<By, Fair>,
     service: Coalesce<Inner, By, Fair>,
+    quick: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<Arc<Call>>>>,
     callers: Vec<Actor<Result<Response, BoxError>>>,
     spawned: Arc<Mutex<Vec<Task>>>,
@@ -393,6 +400,7 @@ impl World {
             .share(Fair(fuse.clone()))
             .flight_timeout(None)
             .on_leader_drop(policies[random.below(4)])
+            .readiness([Readiness::Late, Readiness::Eager][random.below(2)])
             .leader_age([Duration::ZERO, hour, hour][random.below(3)])
             .grace([0, 0, 1, 60_000_000_000].map(Duration::from_nanos)[random.below(4)])
             .max_keys([1, 2, 1_000][random.below(3)])
@@ -403,15 +411,18 @@ impl World {
                 tasks.lock().unwrap().push(task);
             });
         let calls = Arc::default();
+        let quick = Arc::default();
         let inner = Inner {
             thing: Thing::new(&fuse, Place::ServiceDrop),
             ready: false,
+            quick: Arc::clone(&quick),
             calls: Arc::clone(&calls),
         };
         Self {
             service: layer.layer(inner),
             fuse,
             layer,
+            quick,
             calls,
             callers: Vec::new(),
             spawned,
@@ -427,7 +438,12 @@ impl World {
             thing,
         };
         let service = &mut self.service;
-        if let Some(future) = safely(|| service.call(req)) {
+        let called = safely(|| {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(service.poll_ready(&mut cx).is_ready());
+            service.call(req)
+        });
+        if let Some(future) = called {
             self.callers
                 .push(Actor::new(&self.fuse, Box::pin(future), None));
         }
@@ -500,11 +516,16 @@ impl World {
                 }
             }
             14 => {
-                let place = PLACES[random.below(PLACES.len())];
-                let at = Some((place, random.below(3) as u32));
-                *self.fuse.at.lock().unwrap() = at;
+                // One panic may follow another.
+                let mut at = self.fuse.at.lock().unwrap();
+                at.truncate(1);
+                at.insert(
+                    0,
+                    (PLACES[random.below(PLACES.len())], random.below(3) as u32),
+                );
             }
             _ => {
+                self.quick.store(random.below(4) == 0, SeqCst);
                 safely(|| _ = self.layer.handle().snapshot());
             }
         }
@@ -512,7 +533,7 @@ impl World {
 
     /// Everything is answered, and whoever was woken is polled.
     fn settles(&mut self) {
-        *self.fuse.at.lock().unwrap() = None;
+        self.fuse.at.lock().unwrap().clear();
         loop {
             self.spawns();
             for call in self.calls.lock().unwrap().drain(..).collect::<Vec<_>>() {
