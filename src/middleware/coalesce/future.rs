@@ -190,9 +190,9 @@ where
                 let mut cabin = spare.unwrap_or_else(Cabin::new);
                 // The key of one that takes the place of another is left over. Its destructor may panic: it goes when the
                 // work is where others find it.
-                let mut _left_over = None;
+                let mut left_over = None;
                 if let Some(caller) = this.caller.take() {
-                    _left_over = caller.key;
+                    left_over = caller.key;
                     cabin
                         .as_mut()
                         .board(caller.service, caller.req, caller.ready);
@@ -202,10 +202,12 @@ where
                     return Poll::Ready(Step::Again);
                 }
                 let asked = this.terms.priority;
-                match Self::drive(hub, this.waiter, cabin, true, asked, cx) {
+                let step = match Self::drive(hub, this.waiter, cabin, true, asked, cx) {
                     Poll::Pending => self.expire(cx),
                     done => done,
-                }
+                };
+                drop(left_over);
+                step
             }
             Joined::Follow(ticket, asked) => {
                 let claim = Claim { shard, ticket };

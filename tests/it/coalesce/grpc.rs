@@ -16,11 +16,11 @@ use tower::{Layer, Service, ServiceBuilder};
 use tower_flow::coalesce::{CoalesceHandle, CoalesceLayer, Credentials, GrpcCoalesceLayer};
 use tower_flow::deadline::grpc_timeout;
 use tower_flow::grpc::TonicBodyLayer;
-use tower_flow::{Flow, ServiceBuilderExt as _};
+use tower_flow::{Flow, ServiceBuilderExt as _, preset};
 
 use super::{assert_quiet, bypassed, ended, ms, secs};
 use crate::interop::*;
-use crate::support::value;
+use crate::support::{sum, value};
 
 const UNARY: &str = "/grpc.testing.TestService/UnaryCall";
 const TRAILING: &str = "x-grpc-test-echo-trailing-bin";
@@ -416,4 +416,61 @@ async fn the_builder_makes_the_grpc_form() {
     let labels = [("name", "echo"), ("role", "leader")];
     let led = value(&flow.families(), "tower_flow_coalesce_requests", &labels);
     assert_eq!(led, Some(1.0));
+}
+
+#[tokio::test]
+async fn the_presets_coalesce_on_both_sides_and_count_every_caller() {
+    let (front, back) = (Flow::new("front"), Flow::new("back"));
+    let door = Door::default();
+    let (incoming, addr) = incoming();
+    let server = layer().with(|layer| layer.name("behind"));
+    let server = preset::grpc_server_coalesced(server, &back);
+    let (stack, held) = (Server::builder().layer(server), door.clone());
+    tokio::spawn(async move {
+        let routes = { stack }
+            .layer(held)
+            .layer(EchoMetadata)
+            .add_service(service());
+        routes.serve_with_incoming(incoming).await.unwrap();
+    });
+    // Two clients, each with a layer of its own: what they have in common only the server sees.
+    let clients = [0, 1].map(|_| preset::grpc_client_coalesced(layer(), &front));
+    let mut calls = Vec::new();
+    for client in clients {
+        let stack = ServiceBuilder::new()
+            .layer(client)
+            .service(channel(addr).await);
+        let client = TestServiceClient::new(stack);
+        for _ in 0..10 {
+            let mut client = client.clone();
+            calls.push(tokio::spawn(
+                async move { client.unary_call(note(10, 0)).await },
+            ));
+        }
+    }
+    let waiting = |flow: &Flow, name, count| {
+        let found = value(
+            &flow.families(),
+            "tower_flow_coalesce_waiters",
+            &[("name", name)],
+        );
+        found == Some(count)
+    };
+    wait_for("all wait", || {
+        waiting(&front, "grpc_client", 20.0) && waiting(&back, "behind", 2.0)
+    })
+    .await;
+    door.open();
+    for call in calls {
+        let answer = call.await.unwrap().unwrap().into_inner();
+        assert_eq!(answer.payload.unwrap().body.len(), 10);
+    }
+    assert_eq!(door.calls(), 1);
+    let labels = [("grpc_code", "OK")];
+    for (flow, name, count) in [
+        (&front, "grpc_client_handled", 20.0),
+        (&back, "grpc_server_handled", 2.0),
+    ] {
+        assert_eq!(sum(&flow.families(), name, &labels), count);
+    }
 }
