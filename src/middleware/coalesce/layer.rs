@@ -215,11 +215,16 @@ impl<Y, P> CoalesceLayer<Y, P> {
         &self.key
     }
 
-    /// Called `name`, if nobody has called it anything.
+    #[cfg(all(feature = "grpc", feature = "shed", feature = "timing"))]
+    pub(super) fn policy(&self) -> &P {
+        &self.share
+    }
+
+    /// Called `name`, if nobody has called it anything, and nobody has its handle yet.
     #[cfg(all(feature = "grpc", feature = "timing"))]
     pub(crate) fn name_or(self, name: &str) -> Self {
         match &*self.settings.name {
-            NAME => self.name(name),
+            NAME if self.state.get().is_none() => self.name(name),
             _ => self,
         }
     }

@@ -149,6 +149,13 @@ impl GrpcCoalesceLayer {
         self.with(|layer| layer.share(GrpcShare::new(respond)))
     }
 
+    /// As [`respond`](Self::respond) with `true`, of a layer that may be in use, and of all its clones then.
+    #[cfg(all(feature = "grpc", feature = "shed", feature = "timing"))]
+    pub(crate) fn answer(self) -> Self {
+        self.layer.policy().answer();
+        self
+    }
+
     /// What all forms have is as [`CoalesceLayer`] has it (default), or as `with` sets it.
     #[must_use]
     pub fn with(
@@ -190,7 +197,8 @@ impl GrpcCoalesceLayer {
             layer.map_rules(|key, share| {
                 let mut options = Options::clone(key.options());
                 set(&mut options);
-                (GrpcKey::new(Arc::new(options)), *share)
+                let share = GrpcShare::new(share.responds());
+                (GrpcKey::new(Arc::new(options)), share)
             })
         })
     }

@@ -1,3 +1,6 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response};
@@ -16,10 +19,10 @@ use crate::middleware::coalesce::share::{Admit, Keep, Share, SharedError};
 /// its message: UNAVAILABLE and RESOURCE_EXHAUSTED too, since those who wait would only ask an ailing server again, side
 /// by side. A response that is longer than may be collected, or sets a cookie in headers or
 /// trailers, is its leader's alone.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct GrpcShare {
-    /// Whether failures of the layer are responses.
-    respond: bool,
+    /// Whether failures of the layer are responses. A preset sets it when the layer may be in use.
+    respond: Arc<AtomicBool>,
 }
 
 /// A response that many get.
@@ -32,7 +35,19 @@ impl Keep for GrpcShare {}
 
 impl GrpcShare {
     pub(super) fn new(respond: bool) -> Self {
-        Self { respond }
+        Self {
+            respond: Arc::new(AtomicBool::new(respond)),
+        }
+    }
+
+    pub(super) fn responds(&self) -> bool {
+        self.respond.load(Ordering::Relaxed)
+    }
+
+    /// From now on failures are responses.
+    #[cfg(all(feature = "grpc", feature = "shed", feature = "timing"))]
+    pub(super) fn answer(&self) {
+        self.respond.store(true, Ordering::Relaxed);
     }
 }
 
@@ -95,7 +110,7 @@ where
     }
 
     fn fail(&self, rejection: Rejection) -> Result<Self::Response, BoxError> {
-        if !self.respond {
+        if !self.responds() {
             return Err(rejection.into());
         }
         let code = Code::of_reason(rejection.reason());

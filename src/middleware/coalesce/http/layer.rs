@@ -28,7 +28,7 @@ impl CoalesceLayer<HttpKey, HttpShare> {
     pub fn http() -> Self {
         let options = Arc::new(Options::new());
         let key = HttpKey::new(options.clone());
-        Self::with(key, HttpShare::new(options, Arc::default())).set_http(|_| {})
+        Self::with(key, HttpShare::new(options, Arc::default(), false)).set_http(|_| {})
     }
 
     /// Only `Accept-Encoding`, `Cache-Control` and what proxies say of the target (default) are in the key, or the
@@ -70,18 +70,30 @@ impl CoalesceLayer<HttpKey, HttpShare> {
     /// `retry-after: 1` for one given up by another. `x-coalesce-reason` says why.
     #[must_use]
     pub fn respond(self, respond: bool) -> Self {
-        self.set_http(|options| options.respond = respond)
+        self.set_rules(|_| {}, Some(respond))
+    }
+
+    /// As [`respond`](Self::respond) with `true`, of a layer that may be in use, and of all its clones then.
+    #[cfg(all(feature = "grpc", feature = "shed", feature = "timing"))]
+    pub(crate) fn answer(self) -> Self {
+        self.policy().answer();
+        self
     }
 
     fn set_http(self, set: impl FnOnce(&mut Options)) -> Self {
+        self.set_rules(set, None)
+    }
+
+    fn set_rules(self, set: impl FnOnce(&mut Options), respond: Option<bool>) -> Self {
         let evicted = self.evicted().clone();
-        self.map_rules(|key, _| {
+        self.map_rules(|key, share| {
             let mut options = key.options().clone();
             set(&mut options);
             let options = Arc::new(options);
+            let respond = respond.unwrap_or_else(|| share.responds());
             (
                 HttpKey::new(options.clone()),
-                HttpShare::new(options, evicted),
+                HttpShare::new(options, evicted, respond),
             )
         })
     }

@@ -13,8 +13,6 @@ pub(super) struct Options {
     pub(super) listed: Listed,
     pub(super) max_buffer: usize,
     pub(super) stall: Duration,
-    /// Whether failures of the layer are responses.
-    pub(super) respond: bool,
 }
 
 // ===== impl Options =====
@@ -26,7 +24,6 @@ impl Options {
             listed: Listed::new([ACCEPT_ENCODING, CACHE_CONTROL]),
             max_buffer: 256 * 1024,
             stall: Duration::from_secs(5),
-            respond: false,
         }
     }
 

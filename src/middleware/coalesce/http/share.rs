@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, RETRY_AFTER};
@@ -27,6 +27,8 @@ pub struct HttpShare {
     options: Arc<Options>,
     /// Counts readers that were too slow.
     evicted: Arc<AtomicU64>,
+    /// Whether failures of the layer are responses. A preset sets it when the layer may be in use.
+    respond: Arc<AtomicBool>,
 }
 
 /// A response that many read.
@@ -58,8 +60,22 @@ enum Length {
 // ===== impl HttpShare =====
 
 impl HttpShare {
-    pub(super) fn new(options: Arc<Options>, evicted: Arc<AtomicU64>) -> Self {
-        Self { options, evicted }
+    pub(super) fn new(options: Arc<Options>, evicted: Arc<AtomicU64>, respond: bool) -> Self {
+        Self {
+            options,
+            evicted,
+            respond: Arc::new(AtomicBool::new(respond)),
+        }
+    }
+
+    pub(super) fn responds(&self) -> bool {
+        self.respond.load(Ordering::Relaxed)
+    }
+
+    /// From now on failures are responses.
+    #[cfg(all(feature = "grpc", feature = "shed", feature = "timing"))]
+    pub(super) fn answer(&self) {
+        self.respond.store(true, Ordering::Relaxed);
     }
 
     fn admit_head(&self, status: StatusCode, headers: &HeaderMap) -> Admit {
@@ -144,7 +160,7 @@ where
     }
 
     fn fail(&self, rejection: Rejection) -> Result<Self::Response, BoxError> {
-        if !self.options.respond {
+        if !self.responds() {
             return Err(rejection.into());
         }
         let mut response = Response::new(SharedBody::empty());

@@ -17,7 +17,7 @@ type Res = Result<Response<Full<Bytes>>, Infallible>;
 fn policy(set: impl FnOnce(&mut Options)) -> HttpShare {
     let mut options = Options::new();
     set(&mut options);
-    HttpShare::new(Arc::new(options), Arc::default())
+    HttpShare::new(Arc::new(options), Arc::default(), false)
 }
 
 fn response(status: u16, headers: &[(&str, &str)]) -> Response<Full<Bytes>> {
@@ -276,7 +276,7 @@ proptest! {
 fn failures_are_errors_or_responses() {
     let rejection = |reason| Rejection::new("coalesce", reason, "told to");
     let fail = |respond, reason| {
-        let policy = policy(|options| options.respond = respond);
+        let policy = HttpShare::new(Arc::new(Options::new()), Arc::default(), respond);
         let result: Result<Response<SharedBody<Full<Bytes>>>, BoxError> =
             Share::<Response<Full<Bytes>>, BoxError>::fail(&policy, rejection(reason));
         result
