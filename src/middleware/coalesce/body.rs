@@ -4,7 +4,9 @@
 //! behind the slowest; whoever polls and finds nothing to take drives the body for all. Nothing is spawned.
 //!
 //! Memory is bounded by `max_buffer` and one chunk beyond it. When that much waits for the slowest and another wants
-//! more, the others wait for it: for `stall`, and then they go on without it. It gets an error, never a clean end.
+//! more, the others wait for it. It has to take at least `max_buffer` bytes for every `stall` that they wait, all waits
+//! together; else they go on without it, and it gets an error, never a clean end. What they wait for the body itself counts
+//! for nobody, and who reads a body that fits into `max_buffer` may take its time.
 //! The time is told by the tokio runtime of the reader that waits, which has to have its timers enabled. Outside of any a
 //! reader waits for as long as it takes.
 //!
@@ -41,7 +43,7 @@ pub(crate) use origin::Origin;
 pin_project! {
     /// The body of a response that several callers may share.
     ///
-    /// Each reads the whole of it, at its own pace. One that takes nothing for too long while others want more gets an
+    /// Each reads the whole of it, at its own pace. One that takes too little for too long while others want more gets an
     /// error, [`Reason::Timeout`]; an error of the body, and an end before its promised length, reach all. Frames,
     /// `size_hint` and `is_end_stream` are those of the body, for what is left to this reader.
     pub struct SharedBody<B> {

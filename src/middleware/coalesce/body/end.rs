@@ -2,13 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
 use super::super::share::SharedError;
+use super::log::Limits;
 use super::rejection;
 use crate::base::error::{BoxError, Reason};
 
@@ -22,12 +22,12 @@ pub(super) enum End {
 }
 
 /// What a reader was evicted from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Evicted {
-    /// How long it held up the others.
-    pub(super) stall: Duration,
-    /// The bytes that waited for it.
-    pub(super) held: usize,
+    /// How long the others waited, and for how much.
+    pub(super) limits: Limits,
+    /// The bytes that it took meanwhile.
+    pub(super) took: usize,
     /// The readers that went on.
     pub(super) others: usize,
 }
@@ -70,15 +70,15 @@ impl End {
 impl From<Evicted> for BoxError {
     fn from(
         Evicted {
-            stall,
-            held,
+            limits: Limits { max_buffer, stall },
+            took,
             others,
         }: Evicted,
     ) -> Self {
         let s = if others == 1 { "" } else { "s" };
         let message = format!(
-            "this reader took nothing for {stall:?} while {held} bytes waited and {others} other{s}; read faster, or raise \
-             max_buffer or stall"
+            "this reader took {took} bytes while {others} other{s} waited for {stall:?}, less than the {max_buffer} bytes of \
+             max_buffer; read faster, or raise stall, or max_buffer up to the length of the body"
         );
         rejection(Reason::Timeout, message).into()
     }

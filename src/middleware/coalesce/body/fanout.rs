@@ -219,7 +219,7 @@ impl<B> State<B> {
         evicted: &AtomicU64,
         after: &mut After,
     ) -> Turn<B> {
-        match self.log.next(key, after) {
+        match self.log.next(key, clock::now, after) {
             Next::Chunk(bytes) => return Turn::Take(bytes),
             Next::Over(end) => return Turn::Over(end),
             Next::Nothing => {}
@@ -229,9 +229,13 @@ impl<B> State<B> {
             wakers.parked = Some(waker);
         }
         let mut until = None;
-        if self.log.is_full() {
+        // Those that are last after them may hold as much.
+        while self.log.is_full() {
             match self.log.stalled(clock::now(), after) {
-                Stalled::Until(due) => until = due,
+                Stalled::Until(due) => {
+                    until = due;
+                    break;
+                }
                 Stalled::Evicted(readers) => {
                     evicted.fetch_add(readers, Ordering::Relaxed);
                 }

@@ -12,9 +12,13 @@
 //! - `end` is set once, behind the last chunk. Nothing is pushed after it, and every claim that is not evicted takes all
 //!   chunks before it sees it;
 //! - who has anything to take has no waker here: a push, an end and an eviction take out all of them;
-//! - `full_since` is set only while the log is full, by the first who wanted more, and cleared by every chunk that is let go.
-//!   Whoever waited for that is woken by it, to begin a new term. A full log that nobody wants more of starves nobody, and
-//!   evicts nobody;
+//! - a [`Term`] is begun by the first who wants more of a full log. It counts the time in which the log is full and somebody
+//!   wants more (`since` is set only then), and what those that are last take meanwhile. It ends well when that fills a log
+//!   anew, or when whoever was last leaves. When it has counted `stall`, the last are evicted: so for every `max_buffer`
+//!   bytes that a body has, the others wait for the last for `stall` at most, be the steps of the last ever so many. The
+//!   time in which all wait for the body counts for nobody, and a full log that nobody wants more of evicts nobody;
+//! - who waits for room is woken by every chunk that is let go, while `since` is set: whoever parks while the log is full
+//!   has seen to that;
 //! - who is evicted stands at the first chunk; who evicts stands at the end of a log that is not empty: never the same.
 //!
 //! Nothing here runs user code. Wakers, chunks and errors that go are put in [`After`], for when the lock is let go: the drop
@@ -34,7 +38,8 @@ use crate::base::clock::Instant;
 pub(crate) struct Limits {
     /// How many bytes are held for readers that are behind the first; one chunk may go beyond it.
     pub(crate) max_buffer: usize,
-    /// How long a full log waits for the last of its readers before it goes on without them.
+    /// How long a full log waits in all for the last of its readers to take `max_buffer` bytes, before it goes on without
+    /// them.
     pub(crate) stall: Duration,
 }
 
@@ -59,13 +64,25 @@ pub(super) struct Log {
     live: usize,
     /// How many of those have a waker.
     parked: usize,
-    full_since: Option<Instant>,
+    term: Option<Term>,
 }
 
 #[derive(Debug)]
 struct Chunk {
     bytes: Bytes,
     claims: usize,
+}
+
+/// What the others wait for those that are last.
+#[derive(Debug, Default)]
+struct Term {
+    /// Since when the log is full, and more of it wanted.
+    since: Option<Instant>,
+    /// How long it was so before.
+    waited: Duration,
+    /// The bytes that the last have taken, and the chunks.
+    bytes: usize,
+    chunks: usize,
 }
 
 /// The place of one claim. It is the claim's until it leaves.
@@ -103,7 +120,7 @@ pub(super) enum Next {
 pub(super) enum Stalled {
     /// It has to wait, until then at most; `None` for ever.
     Until(Option<Instant>),
-    /// There is room: this many readers were evicted.
+    /// This many readers were evicted.
     Evicted(u64),
 }
 
@@ -135,7 +152,7 @@ impl Log {
             free: Vec::new(),
             live: 0,
             parked: 0,
-            full_since: None,
+            term: None,
         };
         let origin = log.claim(true);
         (log, origin)
@@ -171,8 +188,13 @@ impl Log {
         }
     }
 
-    /// Takes what stands before `key`.
-    pub(super) fn next(&mut self, key: &Key, after: &mut After) -> Next {
+    /// Takes what stands before `key`. `now` is asked only when others wait for that.
+    pub(super) fn next(
+        &mut self,
+        key: &Key,
+        now: impl FnOnce() -> Instant,
+        after: &mut After,
+    ) -> Next {
         let claim = match &mut self.slots[key.0] {
             Slot::Claim(claim) => claim,
             Slot::Evicted(evicted) => return Next::Over(End::Evicted(*evicted)),
@@ -199,7 +221,8 @@ impl Log {
         *self.standing(at) += 1;
         if last {
             self.chunks.pop_front();
-            self.let_go(bytes.len(), after);
+            self.let_go(bytes.len());
+            self.advance(bytes.len(), now, after);
         }
         Next::Chunk(bytes)
     }
@@ -208,9 +231,12 @@ impl Log {
     ///
     /// Entries for chunks may take as much as the chunks: many small ones fill it too.
     pub(super) fn is_full(&self) -> bool {
-        !self.chunks.is_empty()
-            && (self.held >= self.limits.max_buffer
-                || self.chunks.len() > self.limits.max_buffer / size_of::<Chunk>() + 16)
+        !self.chunks.is_empty() && self.fills(self.held, self.chunks.len())
+    }
+
+    fn fills(&self, bytes: usize, chunks: usize) -> bool {
+        let max_buffer = self.limits.max_buffer;
+        bytes >= max_buffer || chunks > max_buffer / size_of::<Chunk>() + 16
     }
 
     /// Puts `bytes` behind all others, unless that is more than was promised.
@@ -248,10 +274,13 @@ impl Log {
         self.end.is_some()
     }
 
-    /// Somebody at the end of a full log wants more `now`. Evicts the last when they stood still for too long.
+    /// Somebody at the end of a full log wants more `now`. Evicts the last when they took too little for too long; the log
+    /// may still be full then.
     pub(super) fn stalled(&mut self, now: Instant, after: &mut After) -> Stalled {
-        let since = *self.full_since.get_or_insert(now);
-        match since.checked_add(self.limits.stall) {
+        let term = self.term.get_or_insert_default();
+        let since = *term.since.get_or_insert(now);
+        let left = self.limits.stall.saturating_sub(term.waited);
+        match since.checked_add(left) {
             Some(due) if due <= now => Stalled::Evicted(self.evict(after)),
             due => Stalled::Until(due),
         }
@@ -263,8 +292,8 @@ impl Log {
         let going =
             |slot: &Slot| matches!(slot, Slot::Claim(claim) if !claim.origin && claim.at != base);
         let evicted = Evicted {
-            stall: self.limits.stall,
-            held: self.held,
+            limits: self.limits,
+            took: self.term.as_ref().map_or(0, |term| term.bytes),
             others: self.slots.iter().filter(|slot| going(slot)).count(),
         };
         let mut readers = 0;
@@ -365,23 +394,46 @@ impl Log {
         }
     }
 
-    /// Lets go of what nobody stands at any more, from the front.
+    /// Lets go of what nobody stands at any more, from the front. Others are the last then, with a term of their own.
     fn trim(&mut self, after: &mut After) {
+        let base = self.base;
         while self.chunks.front().is_some_and(|first| first.claims == 0)
             && let Some(chunk) = self.chunks.pop_front()
         {
-            self.let_go(chunk.bytes.len(), after);
+            self.let_go(chunk.bytes.len());
             after.chunks.push(chunk.bytes);
+        }
+        if base < self.base
+            && let Some(Term { since: Some(_), .. }) = self.term.take()
+        {
+            self.wake_all(after);
         }
     }
 
     /// The first chunk, of `len` bytes, was taken out.
-    fn let_go(&mut self, len: usize, after: &mut After) {
+    fn let_go(&mut self, len: usize) {
         self.base += 1;
         self.held -= len;
-        if self.full_since.take().is_some() {
+    }
+
+    /// The last have taken the first chunk, of `len` bytes.
+    fn advance(&mut self, len: usize, now: impl FnOnce() -> Instant, after: &mut After) {
+        let full = self.is_full();
+        let Some(mut term) = self.term.take() else {
+            return;
+        };
+        if term.since.is_some() {
             self.wake_all(after);
         }
+        term.bytes = term.bytes.saturating_add(len);
+        term.chunks += 1;
+        if self.fills(term.bytes, term.chunks) {
+            return;
+        }
+        if let Some(since) = term.since.take_if(|_| !full) {
+            term.waited += now().saturating_duration_since(since);
+        }
+        self.term = Some(term);
     }
 }
 

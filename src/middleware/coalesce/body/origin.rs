@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::end::Evicted;
+use super::super::share::Gone;
+use super::SharedBody;
 use super::fanout::FanOut;
 use super::log::Key;
 use super::reader::Reader;
-use super::{SharedBody, rejection};
-use crate::base::error::{BoxError, Reason};
+use crate::base::error::BoxError;
 
 /// The claim at the start of a body: with it the body is whole for readers to come.
 pub(crate) struct Origin<B> {
@@ -23,7 +23,7 @@ impl<B> Origin<B> {
     ///
     /// # Errors
     ///
-    /// When nobody came for so long that the others went on without the origin: the start of the body is gone.
+    /// [`Gone`] when nobody came for so long that the others went on without the origin: whoever comes now has to ask anew.
     pub(crate) fn reader(&self) -> Result<SharedBody<B>, BoxError> {
         let joined = match &self.key {
             Some(key) => self.shared.join(key),
@@ -31,17 +31,7 @@ impl<B> Origin<B> {
         };
         match joined {
             Ok(key) => Ok(SharedBody::reader(Reader::new(self.shared.clone(), key))),
-            Err(Evicted {
-                stall,
-                held,
-                others,
-            }) => {
-                let message = format!(
-                    "the start of the body was let go: for {stall:?} {held} bytes waited, and {others} readers, for more \
-                     of them to come; ask again, or raise max_buffer or stall"
-                );
-                Err(rejection(Reason::Timeout, message).into())
-            }
+            Err(_) => Err(Gone.into()),
         }
     }
 }

@@ -18,6 +18,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use tokio_test::task::{Spawn, spawn};
 use tokio_test::{assert_pending, assert_ready};
 
+use super::super::super::share::Gone;
 use super::super::SharedBody;
 use super::*;
 use crate::base::error::{self, Reason, Rejection};
@@ -502,8 +503,8 @@ async fn the_one_that_stands_still_is_told_why_and_what_to_do() {
     );
     assert_eq!(
         rejection.to_string(),
-        "coalesce: this reader took nothing for 5s while 5 bytes waited and 1 other; read faster, or raise max_buffer \
-         or stall"
+        "coalesce: this reader took 0 bytes while 1 other waited for 5s, less than the 2 bytes of max_buffer; read \
+         faster, or raise stall, or max_buffer up to the length of the body"
     );
     assert_eq!(poll(&mut slow), "$");
 }
@@ -520,10 +521,7 @@ async fn an_origin_that_is_kept_for_too_long_has_no_more_readers_to_give() {
     tokio::time::sleep(STALL * 2).await;
     assert_eq!(poll(&mut a), "$");
     let error = origin.reader().unwrap_err();
-    assert!(
-        error.to_string().contains("for 5s 5 bytes waited"),
-        "{error}"
-    );
+    assert!(error.is::<Gone>(), "{error}");
     assert_eq!(evicted.load(SeqCst), 0, "no reader was");
 }
 
@@ -539,6 +537,42 @@ async fn one_that_reads_on_in_time_keeps_its_place() {
         assert!(a.is_woken(), "there is room");
     }
     assert_eq!([poll(&mut a), poll(&mut slow)], ["$", "$"]);
+    assert_eq!(seen.polls(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_trickles_is_left_behind_after_the_stall() {
+    let (origin, _seen) = script(20, [const { Data("ab") }; 50]);
+    let [mut a, mut slow] = readers(&origin);
+    drop(origin);
+    let start = clock::now();
+    let mut got = String::new();
+    while !got.ends_with('$') {
+        match poll(&mut a).as_str() {
+            "." => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                poll(&mut slow);
+                assert!(a.is_woken());
+            }
+            other => got += other,
+        }
+    }
+    assert_eq!((got.len(), clock::now() - start), (101, STALL));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_for_the_next_to_last_hears_when_that_leaves() {
+    let (origin, seen) = script(4, [Data("a"), Data("bcdefg"), Data("h")]);
+    let [mut a, mut mid, mut slow] = readers(&origin);
+    drop(origin);
+    assert_eq!([poll(&mut a), poll(&mut a)], ["a", "bcdefg"]);
+    assert_eq!([poll(&mut mid), poll(&mut a)], ["a", "."]);
+    tokio::time::sleep(STALL).await;
+    assert_eq!(poll(&mut a), ".", "the next holds as much");
+    assert_eq!(poll(&mut slow), "!");
+    drop(mid);
+    assert!(a.is_woken());
+    assert_eq!([poll(&mut a), poll(&mut a)], ["h", "$"]);
     assert_eq!(seen.polls(), 4);
 }
 

@@ -32,7 +32,7 @@ fn finish(log: &mut Log, end: End) {
 
 fn next(log: &mut Log, key: &Key) -> Next {
     let mut after = After::default();
-    let next = log.next(key, &mut after);
+    let next = log.next(key, clock::now, &mut after);
     after.run();
     next
 }
@@ -150,14 +150,72 @@ fn the_last_are_evicted_when_somebody_has_wanted_more_for_the_stall() {
         let Next::Over(End::Evicted(evicted)) = next(&mut log, slow) else {
             panic!("it stays")
         };
-        assert_eq!((evicted.held, evicted.others), (4, 2));
+        assert_eq!((evicted.took, evicted.others), (0, 2));
     }
     assert_eq!(takes(&mut log, &keys[1]), "cd");
     assert!(matches!(next(&mut log, &keys[1]), Next::Nothing));
 }
 
+fn takes_at(log: &mut Log, key: &Key, now: Instant) {
+    let mut after = After::default();
+    assert!(matches!(log.next(key, || now, &mut after), Next::Chunk(_)));
+    after.run();
+}
+
+/// A full log of chunks of 2 bytes; who is first has taken all, who is last none.
+fn held_up() -> (Log, Key, Key) {
+    let (mut log, origin) = log(4, None);
+    let [fast, slow] = [log.join(&origin).unwrap(), log.join(&origin).unwrap()];
+    leave(&mut log, origin);
+    for bytes in ["ab", "cd"] {
+        push(&mut log, bytes);
+        takes(&mut log, &fast);
+    }
+    (log, fast, slow)
+}
+
 #[test]
-fn a_step_of_the_last_begins_a_new_term() {
+fn a_term_ends_well_when_the_last_have_taken_as_much_as_fills_a_log() {
+    let (mut log, fast, slow) = held_up();
+    let mut now = clock::now();
+    for _ in 0..10 {
+        stalled(&mut log, now);
+        now += STALL - Duration::from_millis(1);
+        for _ in 0..2 {
+            takes_at(&mut log, &slow, now);
+        }
+        assert!(log.term.is_none());
+        for _ in 0..2 {
+            push(&mut log, "ef");
+            takes(&mut log, &fast);
+        }
+    }
+}
+
+#[test]
+fn who_trickles_is_evicted_after_all_waits_together() {
+    let (mut log, fast, slow) = held_up();
+    let start = clock::now();
+    let due = start + STALL;
+    assert_eq!(stalled(&mut log, start), Stalled::Until(Some(due)));
+    let step = due - Duration::from_millis(1);
+    takes_at(&mut log, &slow, step);
+    assert!(!log.is_full());
+    // They wait for the body for longer than that, which counts for nobody.
+    let full = step + STALL * 5;
+    push(&mut log, "ef");
+    takes(&mut log, &fast);
+    let due = full + Duration::from_millis(1);
+    assert_eq!(stalled(&mut log, full), Stalled::Until(Some(due)));
+    assert_eq!(stalled(&mut log, due), Stalled::Evicted(1));
+    let Next::Over(End::Evicted(evicted)) = next(&mut log, &slow) else {
+        panic!("it stays")
+    };
+    assert_eq!((evicted.took, evicted.others), (2, 1));
+}
+
+#[test]
+fn a_step_that_leaves_a_log_full_wakes_and_gives_no_more_time() {
     let (mut log, origin) = log(4, None);
     let [fast, slow] = [log.join(&origin).unwrap(), log.join(&origin).unwrap()];
     leave(&mut log, origin);
@@ -167,13 +225,51 @@ fn a_step_of_the_last_begins_a_new_term() {
     }
     let start = clock::now();
     stalled(&mut log, start);
+    let woken = Arc::new(Woken::default());
+    log.park(&fast, Waker::from(woken.clone()));
     takes(&mut log, &slow);
     assert!(log.is_full(), "it was the small one");
+    assert_eq!(woken.0.load(SeqCst), 1);
+    assert_eq!(stalled(&mut log, start + STALL), Stalled::Evicted(1));
+}
+
+#[test]
+fn small_chunks_that_fill_a_log_are_enough_when_they_are_taken() {
+    let (mut log, origin) = log(4_000, None);
+    let [fast, slow] = [log.join(&origin).unwrap(), log.join(&origin).unwrap()];
+    leave(&mut log, origin);
+    let mut chunks = 0;
+    while !log.is_full() {
+        push(&mut log, "a");
+        takes(&mut log, &fast);
+        chunks += 1;
+    }
+    stalled(&mut log, clock::now());
+    for _ in 0..chunks {
+        assert!(log.term.is_some());
+        takes(&mut log, &slow);
+    }
+    assert!(log.term.is_none());
+}
+
+#[test]
+fn when_the_last_leaves_the_next_has_a_term_of_its_own() {
+    let (mut log, origin) = log(4, None);
+    let keys: Vec<Key> = (0..3).map(|_| log.join(&origin).unwrap()).collect();
+    leave(&mut log, origin);
+    for bytes in ["a", "bcdefg"] {
+        push(&mut log, bytes);
+        takes(&mut log, &keys[0]);
+    }
+    takes(&mut log, &keys[1]);
+    let start = clock::now();
+    stalled(&mut log, start);
+    let [fast, _slow, last] = <[Key; 3]>::try_from(keys).unwrap();
+    leave(&mut log, last);
     let later = start + STALL;
-    assert_eq!(
-        stalled(&mut log, later),
-        Stalled::Until(Some(later + STALL))
-    );
+    let until = Stalled::Until(Some(later + STALL));
+    assert_eq!(stalled(&mut log, later), until);
+    drop(fast);
 }
 
 #[test]
@@ -185,7 +281,7 @@ fn an_origin_is_evicted_as_any_reader_and_counts_as_none() {
     let now = clock::now();
     stalled(&mut log, now);
     assert_eq!(stalled(&mut log, now + STALL), Stalled::Evicted(0));
-    assert_eq!(log.join(&origin).unwrap_err().others, 1);
+    assert!(log.join(&origin).is_err());
 }
 
 #[test]
@@ -245,7 +341,14 @@ struct Model {
     end: Option<u8>,
     origin: Option<Place>,
     readers: Vec<Option<Reader>>,
+    term: Option<Wait>,
+}
+
+#[derive(Default)]
+struct Wait {
     since: Option<Instant>,
+    waited: Duration,
+    taken: Vec<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -288,9 +391,37 @@ impl Model {
     }
 
     fn full(&self) -> bool {
-        let held: usize = self.held().iter().map(Vec::len).sum();
-        let many = self.held().len() > self.max_buffer / size_of::<Chunk>() + 16;
-        !self.held().is_empty() && (held >= self.max_buffer || many)
+        let held: Vec<usize> = self.held().iter().map(Vec::len).collect();
+        !held.is_empty() && self.fills(&held)
+    }
+
+    fn fills(&self, chunks: &[usize]) -> bool {
+        let many = chunks.len() > self.max_buffer / size_of::<Chunk>() + 16;
+        chunks.iter().sum::<usize>() >= self.max_buffer || many
+    }
+
+    /// Who waited for room does no longer, when chunks from `base` on were let go of: taken, or given up.
+    fn advance(&mut self, base: usize, taken: bool, now: Instant) {
+        if self.base() == base {
+            return;
+        }
+        let Some(mut term) = self.term.take() else {
+            return;
+        };
+        if term.since.is_some() {
+            for reader in self.readers.iter_mut().flatten() {
+                reader.parked = false;
+            }
+        }
+        let gone = &self.chunks[base..self.base()];
+        term.taken.extend(gone.iter().map(Vec::len));
+        if !taken || self.fills(&term.taken) {
+            return;
+        }
+        if let Some(since) = term.since.take_if(|_| !self.full()) {
+            term.waited += now - since;
+        }
+        self.term = Some(term);
     }
 }
 
@@ -350,11 +481,12 @@ proptest! {
             end: None,
             origin: Some(Place::At(0)),
             readers: Vec::new(),
-            since: None,
+            term: None,
         };
         for step in steps {
             let mut after = After::default();
             let base = model.base();
+            let mut taken = false;
             match step {
                 Step::Push(len) => {
                     prop_assert_eq!(log.is_full(), model.full());
@@ -393,10 +525,11 @@ proptest! {
                 Step::Poll(which) => {
                     let full = model.full();
                     let Some(Some(reader)) = model.readers.get_mut(which) else { continue };
-                    match (log.next(&reader.key, &mut after), reader.place) {
+                    match (log.next(&reader.key, || now, &mut after), reader.place) {
                         (Next::Chunk(bytes), Place::At(at)) => {
                             prop_assert_eq!(bytes.as_ref(), &model.chunks[at][..]);
                             reader.place = Place::At(at + 1);
+                            taken = true;
                         }
                         (Next::Over(End::Evicted(_)), Place::Evicted) => {}
                         (Next::Over(end), Place::At(at)) => {
@@ -407,7 +540,7 @@ proptest! {
                                 End::Error(_) => model.end == Some(2),
                                 End::Evicted(_) => false,
                             };
-prop_assert!(fits);
+                            prop_assert!(fits);
                         }
                         (Next::Nothing, Place::At(at)) => {
                             prop_assert_eq!(at, model.chunks.len());
@@ -416,8 +549,9 @@ prop_assert!(fits);
                             reader.parked = true;
                             log.park(&reader.key, Waker::from(reader.woken.clone()));
                             if full {
-                                let since = *model.since.get_or_insert(now);
-                                let due = since + STALL;
+                                let term = model.term.get_or_insert_default();
+                                let since = *term.since.get_or_insert(now);
+                                let due = since + STALL.saturating_sub(term.waited);
                                 match log.stalled(now, &mut after) {
                                     Stalled::Until(until) => {
                                         prop_assert_eq!(until, Some(due));
@@ -455,16 +589,17 @@ prop_assert!(fits);
                 Step::Pass(ms) => now += Duration::from_millis(ms.into()),
             }
             after.run();
-            if model.base() > base && model.since.take().is_some() {
-                model.readers.iter_mut().flatten().for_each(|reader| reader.parked = false);
-            }
+            model.advance(base, taken, now);
             // Nothing more is held than somebody needs, and all that is.
             let held: usize = model.held().iter().map(Vec::len).sum();
             let greatest = model.held().iter().map(Vec::len).max().unwrap_or(0);
             prop_assert_eq!(log.held, held);
             prop_assert!(held <= max_buffer + greatest);
             prop_assert_eq!(alive.load(SeqCst), model.held().len());
-            prop_assert_eq!(log.full_since, model.since);
+            prop_assert_eq!(log.term.is_some(), model.term.is_some());
+            if let (Some(term), Some(wait)) = (&log.term, &model.term) {
+                prop_assert_eq!((term.since, term.waited), (wait.since, wait.waited));
+            }
             for reader in model.readers.iter().flatten() {
                 // Who was woken is no longer parked, and nobody else is woken.
                 let waker = match &log.slots[reader.key.0] {
