@@ -6,7 +6,9 @@
 //! Memory is bounded by `max_buffer` and one chunk beyond it. When that much waits for the slowest and another wants
 //! more, the others wait for it. It has to take at least `max_buffer` bytes for every `stall` that they wait, all waits
 //! together; else they go on without it, and it gets an error, never a clean end. What they wait for the body itself counts
-//! for nobody, and who reads a body that fits into `max_buffer` may take its time.
+//! for nobody, and who reads a body that fits into `max_buffer` may take its time. For callers that have not asked for the
+//! response yet they wait a tenth of a second, or `stall` if that is less; such a caller gets
+//! [`Gone`](super::share::Gone) and asks anew.
 //! The time is told by the tokio runtime of the reader that waits, which has to have its timers enabled. Outside of any a
 //! reader waits for as long as it takes.
 //!

@@ -17,6 +17,8 @@
 //!   anew, or when whoever was last leaves. When it has counted `stall`, the last are evicted: so for every `max_buffer`
 //!   bytes that a body has, the others wait for the last for `stall` at most, be the steps of the last ever so many. The
 //!   time in which all wait for the body counts for nobody, and a full log that nobody wants more of evicts nobody;
+//! - the origin reads nothing, so it has no `stall` to catch up in: when no reader is last but only the origin, it is let go
+//!   of after [`COMING`]. Whoever waits is woken when that becomes so, to learn that it waits for less;
 //! - who waits for room is woken by every chunk that is let go, while `since` is set: whoever parks while the log is full
 //!   has seen to that;
 //! - who is evicted stands at the first chunk; who evicts stands at the end of a log that is not empty: never the same.
@@ -32,6 +34,15 @@ use bytes::Bytes;
 
 use super::end::{End, Evicted, wrong_length};
 use crate::base::clock::Instant;
+
+/// How long a full log waits for readers that are still to come, if `stall` is not less: whoever was woken to become one
+/// is polled within that, even where many tasks were. One that is not polled at all holds nobody up for longer. A model
+/// knows no time.
+const COMING: Duration = if cfg!(tower_flow_loom) {
+    Duration::MAX
+} else {
+    Duration::from_millis(100)
+};
 
 /// How much may be held, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +73,8 @@ pub(super) struct Log {
     free: Vec<usize>,
     /// How many slots are claims.
     live: usize,
+    /// Whether one of those is the origin, at the start.
+    origin: bool,
     /// How many of those have a waker.
     parked: usize,
     term: Option<Term>,
@@ -151,6 +164,7 @@ impl Log {
             slots: Vec::new(),
             free: Vec::new(),
             live: 0,
+            origin: true,
             parked: 0,
             term: None,
         };
@@ -211,7 +225,8 @@ impl Log {
         claim.read += chunk.bytes.len() as u64;
         let at = claim.at;
         chunk.claims -= 1;
-        let last = index == 0 && chunk.claims == 0;
+        let first = index == 0;
+        let last = first && chunk.claims == 0;
         let bytes = if last {
             // Whoever takes a chunk last gets the chunk itself.
             std::mem::take(&mut chunk.bytes)
@@ -223,6 +238,8 @@ impl Log {
             self.chunks.pop_front();
             self.let_go(bytes.len());
             self.advance(bytes.len(), now, after);
+        } else if first {
+            self.hasten(after);
         }
         Next::Chunk(bytes)
     }
@@ -277,12 +294,30 @@ impl Log {
     /// Somebody at the end of a full log wants more `now`. Evicts the last when they took too little for too long; the log
     /// may still be full then.
     pub(super) fn stalled(&mut self, now: Instant, after: &mut After) -> Stalled {
+        let stall = if self.waits_for_origin() {
+            self.limits.stall.min(COMING)
+        } else {
+            self.limits.stall
+        };
         let term = self.term.get_or_insert_default();
         let since = *term.since.get_or_insert(now);
-        let left = self.limits.stall.saturating_sub(term.waited);
+        let left = stall.saturating_sub(term.waited);
         match since.checked_add(left) {
             Some(due) if due <= now => Stalled::Evicted(self.evict(after)),
             due => Stalled::Until(due),
+        }
+    }
+
+    /// Whether all readers have taken the first chunk, and only the origin keeps it.
+    fn waits_for_origin(&self) -> bool {
+        self.origin && self.chunks.front().is_some_and(|first| first.claims == 1)
+    }
+
+    /// A reader has left the first chunk: who waits may have to wait for less.
+    fn hasten(&mut self, after: &mut After) {
+        let wanted = self.term.as_ref().is_some_and(|term| term.since.is_some());
+        if wanted && self.waits_for_origin() {
+            self.wake_all(after);
         }
     }
 
@@ -302,6 +337,7 @@ impl Log {
             self.live -= 1;
             if let Slot::Claim(claim) = was {
                 readers += u64::from(!claim.origin);
+                self.origin &= !claim.origin;
                 self.parked -= usize::from(claim.waker.is_some());
                 after.wake.extend(claim.waker);
             }
@@ -322,7 +358,11 @@ impl Log {
         after.waker = claim.waker;
         *self.standing(claim.at) -= 1;
         self.live -= 1;
+        self.origin &= !claim.origin;
         self.trim(after);
+        if claim.at == self.base {
+            self.hasten(after);
+        }
         if self.live == 0 {
             after.end = self.end.take();
         }
@@ -448,5 +488,5 @@ impl After {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(tower_flow_loom)))]
 mod tests;

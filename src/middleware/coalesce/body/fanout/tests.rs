@@ -518,7 +518,11 @@ async fn an_origin_that_is_kept_for_too_long_has_no_more_readers_to_give() {
     );
     let [mut a] = readers(&origin);
     assert_eq!([poll(&mut a), poll(&mut a)], ["fives", "."]);
-    tokio::time::sleep(STALL * 2).await;
+    tokio::time::sleep(Duration::from_millis(90)).await;
+    assert!(!a.is_woken());
+    assert!(origin.reader().is_ok(), "whoever was woken comes by then");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(a.is_woken());
     assert_eq!(poll(&mut a), "$");
     let error = origin.reader().unwrap_err();
     assert!(error.is::<Gone>(), "{error}");

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)] // A test that fails here has failed.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::Wake;
@@ -8,14 +10,17 @@ use super::super::super::share::SharedError;
 use super::*;
 use crate::base::clock;
 
-const STALL: Duration = Duration::from_millis(100);
+/// Less than [`COMING`], for what is not about that.
+const STALL: Duration = Duration::from_millis(90);
+/// More than that.
+const LONG: Duration = Duration::from_millis(150);
 
 fn log(max_buffer: usize, promised: Option<u64>) -> (Log, Key) {
-    let limits = Limits {
-        max_buffer,
-        stall: STALL,
-    };
-    Log::new(limits, promised)
+    log_for(max_buffer, STALL, promised)
+}
+
+fn log_for(max_buffer: usize, stall: Duration, promised: Option<u64>) -> (Log, Key) {
+    Log::new(Limits { max_buffer, stall }, promised)
 }
 
 fn push(log: &mut Log, bytes: &'static str) {
@@ -264,24 +269,66 @@ fn when_the_last_leaves_the_next_has_a_term_of_its_own() {
     takes(&mut log, &keys[1]);
     let start = clock::now();
     stalled(&mut log, start);
-    let [fast, _slow, last] = <[Key; 3]>::try_from(keys).unwrap();
+    let [_fast, _slow, last] = <[Key; 3]>::try_from(keys).unwrap();
     leave(&mut log, last);
     let later = start + STALL;
     let until = Stalled::Until(Some(later + STALL));
     assert_eq!(stalled(&mut log, later), until);
-    drop(fast);
 }
 
 #[test]
-fn an_origin_is_evicted_as_any_reader_and_counts_as_none() {
+fn an_origin_that_is_last_alone_is_evicted_soon_and_counts_as_none() {
+    let limits = Limits {
+        max_buffer: 2,
+        stall: Duration::MAX,
+    };
+    let (mut log, origin) = Log::new(limits, None);
+    let reader = log.join(&origin).unwrap();
+    push(&mut log, "ab");
+    takes(&mut log, &reader);
+    let now = clock::now();
+    let due = now + COMING;
+    assert_eq!(stalled(&mut log, now), Stalled::Until(Some(due)));
+    assert_eq!(stalled(&mut log, due), Stalled::Evicted(0));
+    assert!(log.join(&origin).is_err());
+    assert!(!log.is_full());
+}
+
+#[test]
+fn a_stall_shorter_than_that_holds_for_an_origin_too() {
     let (mut log, origin) = log(2, None);
     let reader = log.join(&origin).unwrap();
     push(&mut log, "ab");
     takes(&mut log, &reader);
     let now = clock::now();
-    stalled(&mut log, now);
-    assert_eq!(stalled(&mut log, now + STALL), Stalled::Evicted(0));
-    assert!(log.join(&origin).is_err());
+    assert_eq!(stalled(&mut log, now), Stalled::Until(Some(now + STALL)));
+}
+
+#[test]
+fn a_reader_beside_the_origin_has_its_stall_and_wakes_when_it_goes_on() {
+    for leaves in [false, true] {
+        let limits = Limits {
+            max_buffer: 2,
+            stall: COMING * 50,
+        };
+        let (mut log, origin) = Log::new(limits, None);
+        let [fast, slow] = [log.join(&origin).unwrap(), log.join(&origin).unwrap()];
+        push(&mut log, "ab");
+        takes(&mut log, &fast);
+        let now = clock::now();
+        let until = Stalled::Until(Some(now + limits.stall));
+        assert_eq!(stalled(&mut log, now), until);
+        let woken = Arc::new(Woken::default());
+        log.park(&fast, Waker::from(woken.clone()));
+        if leaves {
+            leave(&mut log, slow);
+        } else {
+            takes(&mut log, &slow);
+        }
+        assert_eq!(woken.0.load(SeqCst), 1, "it waits for the origin only");
+        assert_eq!(stalled(&mut log, now + COMING), Stalled::Evicted(0));
+        leave(&mut log, origin);
+    }
 }
 
 #[test]
@@ -400,6 +447,22 @@ impl Model {
         chunks.iter().sum::<usize>() >= self.max_buffer || many
     }
 
+    fn waits_for_origin(&self) -> bool {
+        let mut readers = self.readers.iter().flatten();
+        let alone = readers.all(|reader| reader.place != Place::At(0));
+        self.origin == Some(Place::At(0)) && !self.chunks.is_empty() && alone
+    }
+
+    /// The last reader that was beside the origin has gone on.
+    fn hasten(&mut self) {
+        let wanted = self.term.as_ref().is_some_and(|term| term.since.is_some());
+        if wanted && self.waits_for_origin() {
+            for reader in self.readers.iter_mut().flatten() {
+                reader.parked = false;
+            }
+        }
+    }
+
     /// Who waited for room does no longer, when chunks from `base` on were let go of: taken, or given up.
     fn advance(&mut self, base: usize, taken: bool, now: Instant) {
         if self.base() == base {
@@ -470,7 +533,7 @@ proptest! {
     /// A failing case prints itself and the seed that made it.
     #[test]
     fn a_log_does_what_lists_do(steps in steps(), max_buffer in 0usize..40) {
-        let (mut log, origin) = log(max_buffer, None);
+        let (mut log, origin) = log_for(max_buffer, LONG, None);
         let mut origin = Some(origin);
         let alive = Arc::new(AtomicUsize::new(0));
         let mut now = clock::now();
@@ -487,6 +550,7 @@ proptest! {
             let mut after = After::default();
             let base = model.base();
             let mut taken = false;
+            let waits_for_origin = model.waits_for_origin();
             match step {
                 Step::Push(len) => {
                     prop_assert_eq!(log.is_full(), model.full());
@@ -524,6 +588,7 @@ proptest! {
                 }
                 Step::Poll(which) => {
                     let full = model.full();
+                    let stall = if model.waits_for_origin() { LONG.min(COMING) } else { LONG };
                     let Some(Some(reader)) = model.readers.get_mut(which) else { continue };
                     match (log.next(&reader.key, || now, &mut after), reader.place) {
                         (Next::Chunk(bytes), Place::At(at)) => {
@@ -551,7 +616,7 @@ proptest! {
                             if full {
                                 let term = model.term.get_or_insert_default();
                                 let since = *term.since.get_or_insert(now);
-                                let due = since + STALL.saturating_sub(term.waited);
+                                let due = since + stall.saturating_sub(term.waited);
                                 match log.stalled(now, &mut after) {
                                     Stalled::Until(until) => {
                                         prop_assert_eq!(until, Some(due));
@@ -590,6 +655,9 @@ proptest! {
             }
             after.run();
             model.advance(base, taken, now);
+            if !waits_for_origin && matches!(step, Step::Poll(_) | Step::Leave(_)) {
+                model.hasten();
+            }
             // Nothing more is held than somebody needs, and all that is.
             let held: usize = model.held().iter().map(Vec::len).sum();
             let greatest = model.held().iter().map(Vec::len).max().unwrap_or(0);
