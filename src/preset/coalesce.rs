@@ -131,7 +131,7 @@ mod tests {
 
     fn get() -> Request<Empty<Bytes>> {
         let mut req = Request::new(Empty::new());
-        *req.uri_mut() = "http://a/b".parse().unwrap();
+        *req.uri_mut() = http::Uri::from_static("http://a/b");
         req
     }
 

@@ -58,8 +58,8 @@ impl CoalesceLayer<HttpKey, HttpShare> {
         self.set_http(|options| options.max_buffer = bytes)
     }
 
-    /// For 5 seconds (default) a full buffer waits for its slowest reader. Then that reader gets an error and the others
-    /// go on.
+    /// For 5 seconds (default) in all a full buffer waits for the slowest reader to take as much as the buffer holds. One
+    /// that took less gets an error, and the others go on; so a steady reader of 52 KiB/s and more is safe.
     #[must_use]
     pub fn stall(self, stall: Duration) -> Self {
         self.set_http(|options| options.stall = stall)
