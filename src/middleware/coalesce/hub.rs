@@ -2,11 +2,10 @@ use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::time::Sleep;
 use tower_service::Service;
 
@@ -33,8 +32,8 @@ where
     pub(super) settings: Settings,
     pub(super) stats: Arc<Stats>,
     pub(super) this: Weak<Self>,
-    /// A runtime without timers was met: nothing is timed from then on.
-    timeless: AtomicBool,
+    /// The runtime without timers that was met last: nothing is timed in it.
+    timeless: Mutex<Option<Id>>,
 }
 
 /// The layer's functions.
@@ -105,7 +104,7 @@ where
             settings: state.settings.clone(),
             stats: state.stats.clone(),
             this: this.clone(),
-            timeless: AtomicBool::new(false),
+            timeless: Mutex::new(None),
         })
     }
 
@@ -265,12 +264,16 @@ where
     /// Ends at `until`, if there is anybody to tell the time: a runtime, and one that has timers.
     pub(super) fn timer(&self, until: Option<Instant>) -> Option<Sleep> {
         let until = until?;
-        if self.timeless.load(Ordering::Relaxed) || Handle::try_current().is_err() {
+        let here = Handle::try_current().ok()?.id();
+        let timeless = || self.timeless.lock().unwrap_or_else(PoisonError::into_inner);
+        if *timeless() == Some(here) {
             return None;
         }
         // Nothing says whether a runtime has timers but the panic of one that has none.
         let timer = catch_unwind(|| tokio::time::sleep_until(until)).ok();
-        self.timeless.store(timer.is_none(), Ordering::Relaxed);
+        if timer.is_none() {
+            *timeless() = Some(here);
+        }
         timer
     }
 

@@ -781,13 +781,13 @@ fn no_runtime_is_needed() {
     assert_quiet(&layer.handle());
 }
 
-/// A runtime whose timers are off is no reason to fail.
+/// A runtime whose timers are off is no reason to fail, nor to time nothing in another.
 #[test]
 fn a_runtime_without_timers_will_do() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
-    let layer = layer();
+    let layer = layer().flight_timeout(secs(1));
     let handle = layer.handle();
     let backend = Backend::new(Does::Waits);
     let service = layer.layer(backend.clone());
@@ -801,6 +801,17 @@ fn a_runtime_without_timers_will_do() {
         backend.finish(1, Does::Answers);
         for asked in asked {
             assert_eq!(asked.await.unwrap().unwrap().call, 1);
+        }
+    });
+    let timed = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    timed.block_on(async {
+        let asked = [(); 2].map(|()| go(&service, ask(1)));
+        for asked in asked {
+            assert_eq!(reason(&asked.error().await), Reason::Timeout);
         }
     });
     assert_quiet(&handle);
