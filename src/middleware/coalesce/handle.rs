@@ -47,7 +47,7 @@ pub struct CoalesceSnapshot {
     pub remembered: u64,
     /// Readers of shared bodies that were put out, for they held up the others.
     pub evicted: u64,
-    /// The keys followed most, as hashes, with how often: at most 16, hottest first. Counts may be too great, never too small.
+    /// The keys followed most, in flights now and before, as hashes, with how often: at most 16, hottest first. Counts may be too great, never too small.
     pub hottest: Vec<(u64, u64)>,
 }
 
@@ -96,7 +96,7 @@ impl CoalesceHandle {
             kept: tally.kept as u64,
             remembered: tally.remembered as u64,
             evicted: self.0.settings.evicted.load(Ordering::Relaxed),
-            hottest: tally.hot,
+            hottest: tally.hottest(16),
         }
     }
 }

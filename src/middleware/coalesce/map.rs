@@ -4,6 +4,8 @@
 //! drops it once nobody can be hurt by a destructor that panics. No debris is a local of a method that returns something: a
 //! local whose destructor panics at the end leaks what is returned, and that may be a flight's only driver.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::panic::resume_unwind;
@@ -48,11 +50,27 @@ pub(super) struct Tally {
     pub(super) kept: usize,
     pub(super) remembered: usize,
     pub(super) books: Books,
-    pub(super) hot: Vec<(u64, u64)>,
+    pub(super) hot: HashMap<u64, u64>,
 }
 
 /// Fewer keys than this are not worth another shard: the share of each is a bound of its own.
 const KEYS_PER_SHARD: usize = 512;
+
+// ===== impl Tally =====
+
+impl Tally {
+    /// The keys followed most, at most `most` of them, hottest first.
+    pub(super) fn hottest(&self, most: usize) -> Vec<(u64, u64)> {
+        let mut hottest: Vec<_> = self
+            .hot
+            .iter()
+            .map(|(hash, count)| (*hash, *count))
+            .collect();
+        hottest.sort_unstable_by_key(|(hash, count)| (Reverse(*count), *hash));
+        hottest.truncate(most);
+        hottest
+    }
+}
 
 // ===== impl Map =====
 
@@ -205,7 +223,9 @@ impl<C: Cargo> Map<C> {
             tally.kept += shard.kept();
             tally.remembered += shard.remembered();
             tally.books.add(shard.books());
-            tally.hot.extend(shard.hot().iter());
+            for (hash, followers) in shard.hot() {
+                *tally.hot.entry(hash).or_default() += followers;
+            }
         }
         tally
     }

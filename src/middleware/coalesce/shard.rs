@@ -504,8 +504,12 @@ impl<C: Cargo> Shard<C> {
         self.memory.len()
     }
 
-    pub(super) fn hot(&self) -> &Hot {
-        &self.hot
+    /// The keys followed most, and how often: in flights that are over, and in those that are not.
+    pub(super) fn hot(&self) -> impl Iterator<Item = (u64, u64)> {
+        let live = self.flights.iter().filter(|flight| flight.followers > 0);
+        let live = live.filter(|flight| flight.id != 0);
+        let live = live.map(|flight| (flight.hash, flight.followers.into()));
+        self.hot.iter().chain(live)
     }
 
     fn lead(&mut self, hash: u64, priority: Priority) -> u32 {

@@ -182,9 +182,6 @@ impl State {
             sum.hot.extend(tally.hot);
             place = &node.next;
         }
-        sum.hot
-            .sort_unstable_by_key(|(_, count)| std::cmp::Reverse(*count));
-        sum.hot.truncate(16);
         sum
     }
 }

@@ -325,6 +325,25 @@ async fn a_result_is_kept_for_the_time_of_grace() {
     assert_eq!(go(&service, ask(1)).value().await.call, calls + 2);
 }
 
+/// Whoever looks while many hang on one key sees which.
+#[test]
+fn the_hottest_keys_are_seen_while_they_are_waited_for_and_after() {
+    let layer = layer();
+    let handle = layer.handle();
+    let backend = Backend::new(Does::Waits);
+    let service = layer.layer(backend.clone());
+    let keys = [1, 1, 1, 2, 2, 3];
+    let mut held: Vec<_> = keys.map(|key| held(&service, ask(key))).into();
+    for call in &mut held {
+        assert_pending!(call.poll());
+    }
+    let hottest = handle.snapshot().hottest;
+    let counts: Vec<_> = hottest.iter().map(|(_, count)| *count).collect();
+    assert_eq!(counts, [2, 1]);
+    drop(held);
+    assert_eq!(handle.snapshot().hottest, hottest);
+}
+
 /// Services of a layer share their flights, those that have each their own do not.
 #[test]
 fn each_service_has_flights_of_its_own_if_told_so() {
