@@ -17,8 +17,8 @@ use super::hub::{Boxed, Hub, Load, Own, Polled};
 use super::key::{KeyBy, Scoped, Terms};
 use super::map::{Claim, Hashed};
 use super::nest;
-use super::shard::{Debris, Joined};
-use super::share::{Gone, Share};
+use super::shard::{Bypass, Debris, Joined};
+use super::share::{Admit, Gone, Share};
 use super::state::{Cell, OnLeaderDrop, Readiness, State, Time};
 use super::work::{Cabin, Stage};
 use crate::base::clock::{self, Instant, Moment};
@@ -42,6 +42,8 @@ pin_project! {
         alone: Stage<S, Req>,
         // What a caller needs to send its own request; gone once it is sent.
         caller: Option<Caller<S, Y::Key, Req>>,
+        // The key of one who goes alone, for it is known for answers that are not to be shared.
+        known: Option<Hashed>,
         // Ends this caller's wait.
         patience: Option<Pin<Box<Sleep>>>,
         terms: Terms,
@@ -96,6 +98,7 @@ where
             waiter: None,
             alone: Stage::Empty,
             caller: Some(caller),
+            known: None,
             patience: None,
             terms,
             state,
@@ -233,7 +236,10 @@ where
                 let result = hub.policy.share.join(&shared);
                 Poll::Ready(Self::shared(hub, result, false))
             }
-            Joined::Alone(_) => Poll::Ready(Step::Alone),
+            Joined::Alone(why) => {
+                *this.known = (why == Bypass::Unshareable).then_some(hash);
+                Poll::Ready(Step::Alone)
+            }
         }
     }
 
@@ -280,6 +286,11 @@ where
         match this.alone.poll(cx, |_| {}) {
             Poll::Ready(result) => {
                 let hub = Hub::<S, Y, P, Req>::of(this.state);
+                if let Some(hash) = *this.known
+                    && hub.policy.share.admit(&result) == Admit::Share
+                {
+                    hub.map.unlearn(hash);
+                }
                 Poll::Ready(Step::Done(hub.policy.share.alone(result)))
             }
             Poll::Pending => self.expire(cx),

@@ -153,7 +153,8 @@ impl<Y, P> CoalesceLayer<Y, P> {
     }
 
     /// A key whose answer was for its leader only is remembered for 2 minutes (default, as Varnish does), of at most
-    /// 16,384 such keys (default); meanwhile its requests go alone from the start. A `cap` of 0 remembers none.
+    /// 16,384 such keys (default); meanwhile its requests go alone from the start, until one of
+    /// them has an answer that may be shared. A `cap` of 0 remembers none.
     #[must_use]
     pub fn remember_unshareable(self, ttl: Duration, cap: usize) -> Self {
         let ttl = ttl.min(FOREVER);

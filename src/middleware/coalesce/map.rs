@@ -206,6 +206,10 @@ impl<C: Cargo> Map<C> {
         self.lock(self.index(hash)).remember(hash.0, now);
     }
 
+    pub(super) fn unlearn(&self, hash: Hashed) {
+        self.lock(self.index(hash)).unlearn(hash.0);
+    }
+
     pub(super) fn recycle(&self, shard: u32, work: C::Work) {
         let left_over = self.lock(shard as usize).recycle(work);
         drop(left_over);

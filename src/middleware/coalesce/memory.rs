@@ -70,6 +70,14 @@ impl Memory {
         }
     }
 
+    /// The key's answers are for many after all.
+    pub(super) fn unlearn(&mut self, hash: u64) {
+        if let Ok(known) = self.until.find_entry(hash, |known| known.0 == hash) {
+            // What is left in `order` is stale, and found to be.
+            known.remove();
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.until.len()
     }
@@ -125,6 +133,25 @@ mod tests {
             memory.knows(1_000_000, || now),
             "what comes again and again stays"
         );
+    }
+
+    #[test]
+    fn what_is_unlearnt_is_gone_and_may_be_learnt_again() {
+        let now = clock::now();
+        let ttl = Duration::from_secs(1);
+        let mut memory = Memory::new(ttl, 4);
+        memory.remember(7, now);
+        memory.unlearn(7);
+        memory.unlearn(8);
+        assert!(!memory.knows(7, || now));
+        let later = now + ttl / 2;
+        memory.remember(7, later);
+        assert!(
+            memory.knows(7, || now + ttl),
+            "the first term is not its own"
+        );
+        assert!(!memory.knows(7, || later + ttl));
+        assert_eq!((memory.len(), memory.order.len()), (0, 0));
     }
 
     #[test]

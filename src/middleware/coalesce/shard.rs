@@ -468,6 +468,11 @@ impl<C: Cargo> Shard<C> {
         self.memory.remember(hash, now);
     }
 
+    /// An answer that nobody shared could have been.
+    pub(super) fn unlearn(&mut self, hash: u64) {
+        self.memory.unlearn(hash);
+    }
+
     /// Work that is done and empty, to be used again. Handed back when there is enough.
     pub(super) fn recycle(&mut self, work: C::Work) -> Option<C::Work> {
         if self.spares.len() < CABINS {

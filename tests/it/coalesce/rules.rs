@@ -468,6 +468,30 @@ fn selfish() -> impl tower_flow::coalesce::Share<
     ArcError.when(|_: &Result<Answer, Fault>| Admit::LeaderOnly)
 }
 
+/// One odd answer does not turn a hot key off: the next that may be shared turns it on again.
+#[tokio::test(start_paused = true)]
+async fn a_key_is_forgotten_when_its_answers_are_for_all_again() {
+    let odd = Arc::new(AtomicUsize::new(1));
+    let policy = ArcError.when(move |_: &Result<Answer, Fault>| {
+        let odd = odd.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+            left.checked_sub(1)
+        });
+        odd.map_or(Admit::Share, |_| Admit::LeaderOnly)
+    });
+    let layer = CoalesceLayer::new(Keyed).share(policy);
+    let handle = layer.handle();
+    let backend = Backend::new(Does::Takes(ms(10)));
+    let service = layer.layer(backend.clone());
+    for (calls, remembered) in [(2, 1), (4, 0), (5, 0)] {
+        let pair = [0, 1].map(|_| go(&service, ask(1)));
+        for asked in pair {
+            asked.value().await;
+        }
+        let now = (backend.calls(), handle.snapshot().remembered);
+        assert_eq!(now, (calls, remembered));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn keys_that_are_not_for_all_are_remembered_for_a_while_and_so_many() {
     let layer = CoalesceLayer::new(Keyed)
