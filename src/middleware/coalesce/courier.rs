@@ -4,8 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use tower_service::Service;
-
 use super::flight::Failure;
 use super::hub::{Boxed, Hub};
 use super::key::KeyBy;
@@ -13,15 +11,13 @@ use super::map::{Claim, Hashed};
 use super::shard::Ticket;
 use super::share::Share;
 use super::state::Cell;
+use super::work::Portable;
 use crate::base::clock;
 
 /// The task. Dropped before the flight is over, it tells those who wait.
 struct Courier<S, Y, P, Req>
 where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
@@ -40,10 +36,7 @@ pub(super) fn send<S, Y, P, Req>(
     cabin: Boxed<S, Req>,
     waker: &Waker,
 ) where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
@@ -71,10 +64,7 @@ pub(super) fn send<S, Y, P, Req>(
 
 impl<S, Y, P, Req> Future for Courier<S, Y, P, Req>
 where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
@@ -97,10 +87,7 @@ where
 // Nothing in it is pinned: the cabin has its own place.
 impl<S, Y, P, Req> Unpin for Courier<S, Y, P, Req>
 where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
@@ -109,10 +96,7 @@ where
 
 impl<S, Y, P, Req> Drop for Courier<S, Y, P, Req>
 where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,

@@ -16,7 +16,7 @@ use super::nest;
 use super::shard::{Debris, Left};
 use super::share::{Admit, Share};
 use super::state::{Cell, Hubs, OnLeaderDrop, Settings, State, Stats, Time};
-use super::work::{Cabin, Ring};
+use super::work::{Cabin, Portable, Ring};
 use crate::base::clock::{self, Instant};
 use crate::base::priority::Priority;
 
@@ -82,10 +82,7 @@ where
 
 impl<S, Y, P, Req> Hub<S, Y, P, Req>
 where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
@@ -377,10 +374,7 @@ where
 
 impl<S, Y, P, Req> Ring for Hub<S, Y, P, Req>
 where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,
@@ -392,10 +386,7 @@ where
 
 impl<S, Y, P, Req> Hubs for Hub<S, Y, P, Req>
 where
-    S: Service<Req> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Response: Send + 'static,
-    S::Error: Send + 'static,
+    S: Portable<Req>,
     Req: Send + 'static,
     Y: KeyBy<Req> + Send + Sync + 'static,
     P: Share<S::Response, S::Error> + Send + Sync + 'static,

@@ -45,6 +45,23 @@ pin_project! {
     }
 }
 
+/// A service whose calls may go from task to task. Every service is that whose parts can be sent.
+pub(super) trait Portable<Req>:
+    Service<Req, Future: Send + 'static, Response: Send + 'static, Error: Send + 'static>
+    + Send
+    + 'static
+{
+}
+
+impl<S, Req> Portable<Req> for S
+where
+    S: Service<Req> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+    S::Error: Send + 'static,
+{
+}
+
 /// What a bell rings.
 pub(super) trait Ring: Send + Sync {
     fn ring(&self, claim: Claim);
