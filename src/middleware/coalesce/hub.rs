@@ -297,7 +297,7 @@ where
         // A failure may be over by then.
         let grace = !self.settings.grace.is_zero() && result.is_ok();
         let keep = grace.then(clock::now);
-        // Whom a task drove for, and nobody else: nobody joins a flight that is off the list.
+        // Nobody else waits, though a task drove it or a result might have been kept. Who joined since is released.
         let lone = landing.leader && landing.waiters == 1 && !grace;
         if lone {
             self.stats.count(Cell::Alone);

@@ -258,7 +258,8 @@ impl<C: Cargo> Map<C> {
     }
 
     fn lock(&self, index: usize) -> MutexGuard<'_, Shard<C>> {
-        // Only an `Eq` that panics poisons it, before anything was changed.
+        // Only an `Eq` or a waker's clone that panics poisons it: the one before anything was changed, the other leaves a
+        // seat nobody sits in.
         self.shards[index]
             .0
             .lock()
