@@ -78,7 +78,21 @@ const TARGETS: [&str; 8] = [
 
 impl Known {
     /// Of a name in lower case.
+    #[inline]
     pub(super) fn of(name: &str) -> Option<Self> {
+        // How they begin; most headers of a request do not.
+        match name.as_bytes() {
+            [b'x', b'-', ..]
+            | [b'a', b'p', ..]
+            | [b'c', b'f', ..]
+            | [b'f', b'o', ..]
+            | [b'r', b'e', b'm', ..]
+            | [b's', b's', ..] => Self::search(name),
+            _ => None,
+        }
+    }
+
+    fn search(name: &str) -> Option<Self> {
         let order = |known: &str| known.len().cmp(&name.len()).then_with(|| known.cmp(name));
         let place = KNOWN.binary_search_by(|(known, _)| order(known));
         place.ok().map(|place| KNOWN[place].1)
