@@ -104,7 +104,7 @@ impl HttpKey {
                         look.named += Writer::FRAME + value.len();
                         true
                     }
-                    None => !ALONE.contains(&name),
+                    None => !goes_alone(name),
                 },
             };
             if !allowed {
@@ -157,6 +157,24 @@ impl<B: Body> KeyBy<Request<B>> for HttpKey {
     fn prepare(&self, req: &mut Request<B>, flight: Facts) {
         terms::prepare(req, flight);
     }
+}
+
+/// Whether `name`, in lower case, is one of [`ALONE`].
+#[inline]
+fn goes_alone(name: &str) -> bool {
+    // How they begin; most headers of a request do not.
+    let begins = matches!(
+        name.as_bytes(),
+        [b'e', b'x', ..]
+            | [b'h', b't', ..]
+            | [b'i', b'f', ..]
+            | [b'p', b'r', ..]
+            | [b'r', b'a', ..]
+            | [b't', b'r', ..]
+            | [b'u', b'p', ..]
+            | [b'x', b'-', ..]
+    );
+    begins && ALONE.contains(&name)
 }
 
 /// Whether no request that has a key carries the header called `name`.

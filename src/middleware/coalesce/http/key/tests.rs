@@ -425,3 +425,11 @@ proptest! {
         prop_assert_eq!(rules.key(&req), None);
     }
 }
+
+#[test]
+fn all_that_go_alone_begin_as_they_do() {
+    for name in ALONE {
+        assert!(goes_alone(name), "{name}");
+    }
+    assert!(!goes_alone("x-theme") && !goes_alone("accept"));
+}
