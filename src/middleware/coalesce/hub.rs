@@ -126,38 +126,22 @@ where
                 }
             }))
         };
-        match polled {
-            Ok(Poll::Ready(Some(result))) => {
-                let mut debris = Debris::default();
-                let polled = self.land(claim, hash, cabin, result, &mut debris);
-                drop(debris);
-                polled
-            }
-            Ok(Poll::Ready(None)) => {
-                self.stats.count(Cell::Timeout);
-                self.fail(claim, None, Failure::TimedOut);
-                self.reuse(claim.shard, cabin);
-                Polled::Over
-            }
+        let done = match polled {
             Ok(Poll::Pending) => {
                 let sent = cabin.sent;
                 let mut debris = Debris::default();
                 self.map
                     .park(claim, cabin, sent, cx.waker(), clock::now, &mut debris);
-                match debris.work() {
-                    Some(orphan) => {
-                        self.reuse(claim.shard, orphan);
-                        Polled::Over
-                    }
-                    None => Polled::Parked,
-                }
+                let Some(orphan) = debris.work() else {
+                    return Polled::Parked;
+                };
+                self.reuse(claim.shard, orphan);
+                return Polled::Over;
             }
-            Err(payload) => {
-                self.crash(claim, payload);
-                self.reuse(claim.shard, cabin);
-                Polled::Over
-            }
-        }
+            Ok(Poll::Ready(done)) => Ok(done),
+            Err(payload) => Err(payload),
+        };
+        self.settle(claim, hash, cabin, done)
     }
 
     /// Polls the work of a flight that has a task of its own. Whether it is over.
@@ -181,32 +165,45 @@ where
             let work = work.as_mut();
             catch_unwind(AssertUnwindSafe(|| self.poll(work, asked, true, cx)))
         };
-        if let Ok(Poll::Pending) = polled {
-            if let Some(sent) = work.sent.filter(|_| unsent) {
-                self.map.sent(claim, sent);
+        let done = match polled {
+            Ok(Poll::Pending) => {
+                if let Some(sent) = work.sent.filter(|_| unsent) {
+                    self.map.sent(claim, sent);
+                }
+                return false;
             }
-            return false;
-        }
-        let Some(work) = cabin.take() else {
-            return true;
+            Ok(Poll::Ready(done)) => Ok(done),
+            Err(payload) => Err(payload),
         };
-        match polled {
-            Ok(Poll::Ready(Some(result))) => {
-                let mut debris = Debris::default();
-                drop(self.land(claim, hash, work, result, &mut debris));
-            }
-            Ok(Poll::Ready(None)) => {
-                self.stats.count(Cell::Timeout);
-                self.fail(claim, None, Failure::TimedOut);
-                self.reuse(claim.shard, work);
-            }
-            Err(payload) => {
-                self.crash(claim, payload);
-                self.reuse(claim.shard, work);
-            }
-            Ok(Poll::Pending) => unreachable!("returned above"),
+        if let Some(work) = cabin.take() {
+            drop(self.settle(claim, hash, work, done));
         }
         true
+    }
+
+    /// The work will not be polled again: it has a result, or none in time, or panicked.
+    fn settle(
+        &self,
+        claim: Claim,
+        hash: Hashed,
+        cabin: Boxed<S, Req>,
+        done: std::thread::Result<Option<Result<S::Response, S::Error>>>,
+    ) -> Polled<S::Response, S::Error> {
+        match done {
+            Ok(Some(result)) => {
+                let mut debris = Debris::default();
+                let polled = self.land(claim, hash, cabin, result, &mut debris);
+                drop(debris);
+                return polled;
+            }
+            Ok(None) => {
+                self.stats.count(Cell::Timeout);
+                self.fail(claim, None, Failure::TimedOut);
+            }
+            Err(payload) => self.crash(claim, payload),
+        }
+        self.reuse(claim.shard, cabin);
+        Polled::Over
     }
 
     /// Polls the work with the waker of all who wait for it.
