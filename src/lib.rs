@@ -27,7 +27,7 @@
 //! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`], [`watch`],
 //!   [`deadline`], [`executor`], [`phases`], [`priority`], [`error`], [`clock`];
 //! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`pool`],
-//!   [`coalesce`], [`shed`], [`throttle`];
+//!   [`batch`], [`coalesce`], [`shed`], [`throttle`];
 //! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
 //!
 //! # Features
@@ -39,6 +39,7 @@
 //! | `grpc` | [`grpc`] |
 //! | `timing` | [`timing`], [`signal::LatencySignal`] |
 //! | `connection` | [`connection`] |
+//! | `batch` | [`batch`] |
 //! | `coalesce` | [`coalesce`] |
 //! | `pool` | [`pool`] |
 //! | `tls` | TLS for the pool's connector: rustls with ring |
@@ -72,6 +73,8 @@ pub use base::{body, clock, deadline, executor, outcome, priority, signal, stats
 #[cfg(feature = "metrics")]
 pub use base::{inspect, metrics};
 pub use builder::ServiceBuilderExt;
+#[cfg(feature = "batch")]
+pub use middleware::batch;
 #[cfg(feature = "coalesce")]
 pub use middleware::coalesce;
 #[cfg(feature = "connection")]
@@ -89,7 +92,7 @@ pub use middleware::timing;
 
 /// Why a layer refused, and how to find a cause in a chain of errors.
 pub mod error {
-    pub use crate::base::error::{Reason, find};
+    pub use crate::base::error::{Reason, SharedError, find};
 }
 
 // The README's examples are tests.

@@ -18,6 +18,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Any error, boxed: the error type of layers that can refuse.
@@ -34,6 +35,12 @@ pub struct Rejection {
     #[cfg(feature = "tonic")]
     status: std::sync::OnceLock<tonic::Status>,
 }
+
+/// One error, the answer of many.
+///
+/// Its source is the error itself, so that [`find`](crate::error::find) finds it there.
+#[derive(Debug, Clone)]
+pub struct SharedError(Arc<dyn Error + Send + Sync>);
 
 /// Why a layer refused a request.
 #[non_exhaustive]
@@ -63,6 +70,10 @@ pub enum Reason {
     Panicked,
     /// It would wait for itself.
     Recursion,
+    /// It is larger than this layer takes.
+    TooLarge,
+    /// The answer to many held nothing for it.
+    Missing,
 }
 
 // ===== impl Rejection =====
@@ -161,6 +172,8 @@ impl Reason {
             Self::Abandoned => "abandoned",
             Self::Panicked => "panicked",
             Self::Recursion => "recursion",
+            Self::TooLarge => "too_large",
+            Self::Missing => "missing",
         }
     }
 }
@@ -168,6 +181,27 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+// ===== impl SharedError =====
+
+impl SharedError {
+    /// Shares `error`.
+    pub fn new(error: impl Into<BoxError>) -> Self {
+        Self(error.into().into())
+    }
+}
+
+impl fmt::Display for SharedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl Error for SharedError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
     }
 }
 

@@ -27,7 +27,7 @@ pub trait Executor: Send + Sync + 'static {
 /// The tokio runtime that is current when a task begins.
 ///
 /// Outside of a runtime a task is dropped, which its layer notices.
-#[cfg(feature = "coalesce")]
+#[cfg(any(feature = "batch", feature = "coalesce"))]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokioExecutor;
 
@@ -40,7 +40,7 @@ where
     }
 }
 
-#[cfg(feature = "coalesce")]
+#[cfg(any(feature = "batch", feature = "coalesce"))]
 impl Executor for TokioExecutor {
     fn execute(&self, task: Task) {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -1,5 +1,7 @@
 //! Tier 2: one folder for each layer. None imports another; what two of them need lives in `base`.
 
+#[cfg(feature = "batch")]
+pub mod batch;
 #[cfg(feature = "coalesce")]
 pub mod coalesce;
 #[cfg(feature = "connection")]

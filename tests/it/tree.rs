@@ -38,6 +38,7 @@ fn arrows_point_up_only() {
     assert!(files.len() > 40, "the sources are there");
     let middleware: Vec<_> = [
         "timing",
+        "batch",
         "coalesce",
         "grpc",
         "connection",

@@ -161,8 +161,8 @@ impl Code {
     pub fn of_reason(reason: Reason) -> Self {
         match reason {
             Reason::Deadline | Reason::Timeout => DeadlineExceeded,
-            Reason::Quota => ResourceExhausted,
-            Reason::Panicked | Reason::Recursion => Internal,
+            Reason::Quota | Reason::TooLarge => ResourceExhausted,
+            Reason::Panicked | Reason::Recursion | Reason::Missing => Internal,
             _ => Unavailable,
         }
     }

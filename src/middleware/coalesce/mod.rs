@@ -18,7 +18,7 @@
 //! follows is polled with its caller's own waker, as if the layer were not there.
 //!
 //! - [`CoalesceLayer::new`] fits any service. [`Share`] says how one result becomes many: responses are cloned and errors
-//!   shared as [`SharedError`]s unless told otherwise, so neither needs to be `Clone` in the case of errors.
+//!   shared as [`SharedError`](crate::error::SharedError)s unless told otherwise, so neither needs to be `Clone` in the case of errors.
 //! - [`CoalesceLayer::http`] makes the key from a GET or HEAD request, decides by the response's headers whether others
 //!   may have it (RFC 9111), and lets many read one body.
 //! - [`CoalesceLayer::grpc`] does so for unary methods that are listed, or that their descriptor calls free of side
@@ -124,7 +124,7 @@
 //! # Errors
 //!
 //! An error of the inner service that nobody shares reaches its caller as it is, boxed; all who share one get a
-//! [`SharedError`] with the error as its source, the leader too, or a clone with [`CloneResult`]: look for it with
+//! [`SharedError`](crate::error::SharedError) with the error as its source, the leader too, or a clone with [`CloneResult`]: look for it with
 //! [`find`](crate::error::find). The layer's own are a [`Rejection`](crate::Rejection) with one of
 //! these [reasons](crate::error::Reason): `Timeout` (the flight took longer than
 //! [`flight_timeout`](CoalesceLayer::flight_timeout)), `Deadline` (this caller's passed), `Abandoned` (the leader left
@@ -225,7 +225,7 @@ pub use key::{Facts, KeyBy, Terms};
 pub use layer::CoalesceLayer;
 pub use listed::Credentials;
 pub use service::Coalesce;
-pub use share::{Admit, ArcError, CloneResult, Gone, Keep, Share, ShareExt, SharedError, When};
+pub use share::{Admit, ArcError, CloneResult, Gone, Keep, Share, ShareExt, When};
 pub use state::{OnLeaderDrop, Readiness};
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 
-use crate::base::error::{BoxError, Rejection};
+use crate::base::error::{BoxError, Rejection, SharedError};
 
 /// How one result becomes the result of many.
 ///
@@ -110,12 +109,6 @@ pub trait ShareExt: Sized {
 
 impl ShareExt for ArcError {}
 impl ShareExt for CloneResult {}
-
-/// One error, the answer of many.
-///
-/// Its source is the error itself, so that [`find`](crate::error::find) finds it there.
-#[derive(Debug, Clone)]
-pub struct SharedError(Arc<dyn Error + Send + Sync>);
 
 // ===== impl ArcError =====
 
@@ -234,24 +227,3 @@ impl fmt::Display for Gone {
 }
 
 impl Error for Gone {}
-
-// ===== impl SharedError =====
-
-impl SharedError {
-    /// Shares `error`.
-    pub fn new(error: impl Into<BoxError>) -> Self {
-        Self(error.into().into())
-    }
-}
-
-impl fmt::Display for SharedError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
-impl Error for SharedError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.0)
-    }
-}

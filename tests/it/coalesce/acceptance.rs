@@ -11,7 +11,8 @@ use tokio_test::{assert_pending, assert_ready};
 use tower::limit::ConcurrencyLimit;
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, service_fn};
-use tower_flow::coalesce::{Admit, ArcError, CoalesceLayer, ShareExt as _, SharedError};
+use tower_flow::coalesce::{Admit, ArcError, CoalesceLayer, ShareExt as _};
+use tower_flow::error::SharedError;
 use tower_flow::error::{Reason, find};
 use tower_flow::{BoxError, Rejection};
 

@@ -13,9 +13,10 @@ use tokio_test::{assert_pending, assert_ready};
 use tower::{Layer, Service, ServiceExt as _};
 use tower_flow::BoxError;
 use tower_flow::coalesce::{
-    Admit, ArcError, CoalesceLayer, Facts, Keep, KeyBy, OnLeaderDrop, Share, SharedError, Terms,
+    Admit, ArcError, CoalesceLayer, Facts, Keep, KeyBy, OnLeaderDrop, Share, Terms,
 };
 use tower_flow::error::Reason;
+use tower_flow::error::SharedError;
 use tower_flow::executor::Task;
 
 use super::{

@@ -25,10 +25,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
-use tower_flow::coalesce::{
-    CoalesceLayer, Credentials, HttpKey, HttpShare, SharedBody, SharedError,
-};
+use tower_flow::coalesce::{CoalesceLayer, Credentials, HttpKey, HttpShare, SharedBody};
 use tower_flow::deadline::Deadline;
+use tower_flow::error::SharedError;
 use tower_flow::error::{Reason, find};
 use tower_flow::metrics::Families;
 use tower_flow::{BoxError, Flow, ServiceBuilderExt as _, clock};

@@ -13,8 +13,8 @@ use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_flow::coalesce::{
     Admit, ArcError, CloneResult, Coalesce, CoalesceLayer, OnLeaderDrop, Readiness, ShareExt as _,
-    SharedError,
 };
+use tower_flow::error::SharedError;
 use tower_flow::error::{Reason, find};
 use tower_flow::executor::Task;
 use tower_flow::inspect::{Inspect, Value};

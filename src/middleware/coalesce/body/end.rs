@@ -7,9 +7,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
-use super::super::share::SharedError;
 use super::log::Limits;
 use super::rejection;
+use crate::base::error::SharedError;
 use crate::base::error::{BoxError, Reason};
 
 /// How a body ended, for one of its readers.

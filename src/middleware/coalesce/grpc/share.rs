@@ -7,9 +7,10 @@ use http::{HeaderMap, HeaderValue, Response};
 use http_body::Body;
 
 use super::body::{GrpcBody, Whole};
+use crate::base::error::SharedError;
 use crate::base::error::{BoxError, Rejection};
 use crate::base::outcome::{Code, GRPC_STATUS};
-use crate::middleware::coalesce::share::{Admit, Keep, Share, SharedError};
+use crate::middleware::coalesce::share::{Admit, Keep, Share};
 
 /// Shares gRPC responses by their status; headers, message and trailers alike. Errors are shared as [`SharedError`]s.
 ///

@@ -9,9 +9,10 @@ use http_body::Body;
 
 use super::cache_control::{Permission, permission, varies_within};
 use super::options::Options;
+use crate::base::error::SharedError;
 use crate::base::error::{BoxError, Reason, Rejection};
 use crate::middleware::coalesce::body::{FanOut, Limits, Origin, SharedBody};
-use crate::middleware::coalesce::share::{Admit, Share, SharedError};
+use crate::middleware::coalesce::share::{Admit, Share};
 
 /// Shares HTTP responses by what RFC 9111 lets a shared cache do, decided when the headers are there. Errors are shared as
 /// [`SharedError`]s.

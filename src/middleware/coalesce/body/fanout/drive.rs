@@ -8,11 +8,11 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::super::super::share::SharedError;
 use super::super::end::End;
 use super::super::log::After;
 use super::super::rejection;
 use super::{FanOut, Upstream};
+use crate::base::error::SharedError;
 use crate::base::error::{BoxError, Reason};
 
 /// What one poll of the body brought.

@@ -6,9 +6,9 @@ use std::task::Wake;
 
 use proptest::prelude::*;
 
-use super::super::super::share::SharedError;
 use super::*;
 use crate::base::clock;
+use crate::base::error::SharedError;
 
 /// Less than [`COMING`], for what is not about that.
 const STALL: Duration = Duration::from_millis(90);
