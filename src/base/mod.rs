@@ -14,9 +14,13 @@ pub mod inspect;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 pub mod outcome;
+#[cfg(any(feature = "batch", feature = "coalesce"))]
+pub(crate) mod pertype;
 #[cfg(any(feature = "pool", feature = "timing"))]
 pub mod phases;
 pub mod priority;
 pub mod signal;
 pub mod stats;
+#[cfg(feature = "batch")]
+pub(crate) mod timer;
 pub mod watch;

@@ -1,6 +1,6 @@
 use std::any::Any;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::flight::Orphan;
@@ -9,6 +9,7 @@ use super::shard::Rules;
 use crate::base::clock::{Instant, nanos};
 use crate::base::executor::Executor;
 use crate::base::metrics::Histogram;
+use crate::base::pertype::PerType;
 use crate::base::stats::{Bounds, Striped};
 
 /// What becomes of a flight when the caller whose request was sent goes away.
@@ -64,18 +65,13 @@ pub(super) struct State {
     /// The layer's functions; services and their flights know the type.
     pub(super) policy: Arc<dyn Any + Send + Sync>,
     /// The flights, for each type of service the layer went round.
-    hubs: OnceLock<Box<Node>>,
+    hubs: PerType<dyn Hubs>,
 }
 
 crate::leased!(State);
 
-struct Node {
-    hub: Arc<dyn Hubs>,
-    next: OnceLock<Box<Node>>,
-}
-
 /// The flights of one type of service, to those who do not know the type.
-pub(super) trait Hubs: Any + Send + Sync {
+pub(super) trait Hubs: Send + Sync {
     fn tally(&self, now: Instant) -> Tally;
 }
 
@@ -144,43 +140,26 @@ impl State {
             stats: Arc::new(Stats::new()),
             paused: AtomicBool::new(false),
             policy,
-            hubs: OnceLock::new(),
+            hubs: PerType::new(),
         }
     }
 
     /// The flights of services of one type; made by `make` when there are none.
     #[inline]
-    pub(super) fn hub<H: Hubs>(&self, make: impl FnOnce() -> Arc<H>) -> &H {
-        let mut make = Some(make);
-        let mut place = &self.hubs;
-        loop {
-            let node = place.get_or_init(|| {
-                let make = make.take().expect("a place that is filled ends the walk");
-                Box::new(Node {
-                    hub: make(),
-                    next: OnceLock::new(),
-                })
-            });
-            let hub: &dyn Any = &*node.hub;
-            match hub.downcast_ref() {
-                Some(hub) => return hub,
-                None => place = &node.next,
-            }
-        }
+    pub(super) fn hub<H: Hubs + Any>(&self, make: impl FnOnce() -> Arc<H>) -> &H {
+        self.hubs.get(make, |hub| hub)
     }
 
     pub(super) fn tally(&self, now: Instant) -> Tally {
         let mut sum = Tally::default();
-        let mut place = &self.hubs;
-        while let Some(node) = place.get() {
-            let tally = node.hub.tally(now);
+        for hub in self.hubs.iter() {
+            let tally = hub.tally(now);
             sum.flights += tally.flights;
             sum.waiters += tally.waiters;
             sum.kept += tally.kept;
             sum.remembered += tally.remembered;
             sum.books.add(&tally.books);
             sum.hot.extend(tally.hot);
-            place = &node.next;
         }
         sum
     }

@@ -1,0 +1,710 @@
+//! All shards of a layer, and the slots and the room they share. No clock, no task, no lock.
+//!
+//! # Invariants
+//!
+//! - `waiting` counts the items that were accepted and are neither sent, nor cancelled, nor late; never more than twice the
+//!   room there is. `taken` counts the slots: shards that are `Granted`, and batches in flight; never more than there are.
+//! - A shard that is due and allowed to send has a slot, or there is none and it is in the line of those who are `due`;
+//!   a slot that becomes free goes to the first of them, and a shard that has sent goes to the end.
+//! - An item accepted gets one [`Outcome`], or its caller leaves. A caller that leaves takes its weight along at once.
+//! - A method wakes nobody and drops nothing foreign: wakers, and whatever falls out, go to the [`Debris`].
+
+use std::mem;
+use std::task::Waker;
+
+use hashbrown::HashTable;
+
+use super::gate::{Line, Seat};
+use super::items::{Item, Items, Outcome, Stage, Ticket};
+use super::list::{Linked, Links, List};
+use super::request::Flush;
+use super::shard::{Rules, Shard, State, Urge};
+use crate::base::clock::Instant;
+
+/// What the shards carry.
+pub(super) trait Cargo {
+    /// Which shard.
+    type Key: Eq;
+    /// A request.
+    type Item;
+    /// Which requests are the same.
+    type Same: Eq;
+    /// What a caller gets.
+    type Answer;
+    /// What a collector sends with.
+    type Service;
+}
+
+pub(super) struct Board<C: Cargo> {
+    pub(super) rules: Rules,
+    pub(super) urge: Urge,
+    pub(super) items: Items<C>,
+    pub(super) shards: Shards<C>,
+    pub(super) keys: HashTable<u32>,
+    /// The queued items that others may be the same as.
+    pub(super) sames: HashTable<u32>,
+    /// Shards that are open, and those that are due, in the order they came to be.
+    pub(super) open: List,
+    pub(super) due: List,
+    pub(super) waiting: usize,
+    pub(super) waiting_weight: u128,
+    pub(super) taken: usize,
+    pub(super) line: Line,
+    pub(super) collectors: u64,
+    /// Who waits until nothing is under way.
+    pub(super) drains: Vec<Waker>,
+    pub(super) books: Books,
+}
+
+/// Shards, in places of their own.
+pub(super) struct Shards<C: Cargo> {
+    places: Vec<Option<Shard<C>>>,
+    free: Vec<u32>,
+}
+
+/// An item to be accepted.
+pub(super) struct Parcel<C: Cargo> {
+    pub(super) item: C::Item,
+    pub(super) weight: usize,
+    pub(super) deadline: Option<Instant>,
+    pub(super) same: Option<(u64, C::Same)>,
+}
+
+/// Why an item was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    Closed,
+    TooHeavy { weight: usize, max: usize },
+    Full { waiting: usize, weight: u128 },
+}
+
+/// A collector's claim on its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) shard: u32,
+    pub(super) collector: u64,
+}
+
+/// What a collector is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Wait, no longer than until then.
+    Wait(Option<Instant>),
+    /// Take the batch once the service is ready, for this reason.
+    Take(Flush),
+    /// Go: there is nothing to send, or not for this one.
+    Leave,
+}
+
+/// What was taken to be sent.
+pub(super) struct Taken<C: Cargo> {
+    pub(super) items: Vec<C::Item>,
+    /// Who waits for them.
+    pub(super) seats: Vec<Sent>,
+    pub(super) weight: usize,
+    pub(super) flush: Flush,
+    /// The latest deadline, when all have one.
+    pub(super) deadline: Option<Instant>,
+    /// Others wait: their collector is to begin.
+    pub(super) next: Option<Claim>,
+}
+
+/// A caller whose item is under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) ticket: Ticket,
+    /// In the batch.
+    pub(super) position: usize,
+    /// When it was accepted.
+    pub(super) at: Instant,
+}
+
+/// What a caller finds.
+pub(super) enum Found<C: Cargo> {
+    Done(Outcome<C::Answer>),
+    Waiting,
+    /// It waits and nobody collects: the collector of that claim is to begin.
+    Orphan(Claim, C::Service),
+}
+
+/// How an item was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Ok,
+    Error,
+    Missing,
+    Panic,
+    Abandoned,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Books {
+    pub(super) accepted: u64,
+    pub(super) batches: u64,
+    pub(super) merged: u64,
+    pub(super) ok: u64,
+    pub(super) error: u64,
+    pub(super) missing: u64,
+    pub(super) panic: u64,
+    pub(super) abandoned: u64,
+    pub(super) cancelled: u64,
+    pub(super) expired: u64,
+    pub(super) refused: u64,
+    pub(super) flushes: [u64; Flush::ALL.len()],
+}
+
+/// How much there is now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) waiting: usize,
+    pub(super) in_flight: usize,
+    pub(super) shards: usize,
+    pub(super) books: Books,
+}
+
+/// What is woken and dropped once the lock has been given back.
+pub(super) struct Debris<C: Cargo> {
+    /// To be woken.
+    pub(super) wakers: Vec<Waker>,
+    /// Not needed any more.
+    pub(super) stale: Vec<Waker>,
+    pub(super) item: Option<C::Item>,
+    pub(super) items: Vec<C::Item>,
+    pub(super) sames: Vec<C::Same>,
+    pub(super) keys: Vec<C::Key>,
+    pub(super) service: Option<C::Service>,
+    pub(super) outcomes: Vec<Outcome<C::Answer>>,
+}
+
+/// Places of shards kept when all are free.
+const KEPT: usize = 1_024;
+
+// ===== impl Board =====
+
+impl<C: Cargo> Board<C> {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            urge: Urge::default(),
+            items: Items::new(),
+            shards: Shards {
+                places: Vec::new(),
+                free: Vec::new(),
+            },
+            keys: HashTable::new(),
+            sames: HashTable::new(),
+            open: List::default(),
+            due: List::default(),
+            waiting: 0,
+            waiting_weight: 0,
+            taken: 0,
+            line: Line::default(),
+            collectors: 0,
+            drains: Vec::new(),
+            books: Books::default(),
+        }
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        let granted = |place: &Option<Shard<C>>| matches!(place, Some(shard) if matches!(shard.state, State::Granted(_)));
+        let granted = self.shards.places.iter().filter(|at| granted(at)).count();
+        Tally {
+            waiting: self.waiting,
+            in_flight: self.taken - granted,
+            shards: self.shards.len(),
+            books: self.books,
+        }
+    }
+
+    // ----- callers -----
+
+    /// Accepts an item. A claim is for the collector that is to begin.
+    ///
+    /// Foreign code that runs here, `Eq` of keys, runs before anything has changed.
+    pub(super) fn push(
+        &mut self,
+        hash: u64,
+        key: &mut Option<C::Key>,
+        parcel: Parcel<C>,
+        now: Instant,
+        debris: &mut Debris<C>,
+    ) -> Result<(Ticket, Option<Claim>), (Refused, Parcel<C>)> {
+        if let Some(refused) = self.refuses(&parcel) {
+            self.books.refused += 1;
+            return Err((refused, parcel));
+        }
+        let wanted = key.as_ref().expect("an item has a shard");
+        let found = self.shards.find(&self.keys, hash, wanted);
+        let twin_of = match (found, &parcel.same) {
+            (Some(shard), Some((hash, same))) => self.find_same(shard, *hash, same),
+            _ => None,
+        };
+        let place = found.unwrap_or_else(|| {
+            let key = key.take().expect("an item has a shard");
+            let place = self.shards.insert(Shard::new(key, hash));
+            let shards = &self.shards;
+            self.keys
+                .insert_unique(hash, place, |place| shards.peek(*place).hash);
+            place
+        });
+        let ticket = match twin_of {
+            Some(of) => self.push_twin(place, of, parcel, now, debris),
+            None => self.push_item(place, parcel, now),
+        };
+        self.books.accepted += 1;
+        self.waiting += 1;
+        self.press(now, debris);
+        let shard = self.shards.at(place);
+        if shard.state == State::Empty {
+            debris.service = shard.service.take();
+            let claim = self.begin(place);
+            self.advance(place, now, debris);
+            return Ok((ticket, Some(claim)));
+        }
+        self.advance(place, now, debris);
+        let shard = self.shards.at(place);
+        if shard.state == State::Open && shard.is_mistimed(&self.rules, &self.items) {
+            debris.wakers.extend(shard.waker.take());
+        }
+        Ok((ticket, None))
+    }
+
+    fn refuses(&self, parcel: &Parcel<C>) -> Option<Refused> {
+        if self.urge.closed {
+            return Some(Refused::Closed);
+        }
+        if let Some(max) = self.rules.max_weight
+            && parcel.weight > max
+            && !self.rules.alone
+        {
+            let weight = parcel.weight;
+            return Some(Refused::TooHeavy { weight, max });
+        }
+        let items = self.waiting / 2 >= self.rules.queue_items;
+        let heavy = |max: usize| self.waiting_weight >= 2 * max as u128;
+        (items || self.rules.queue_weight.is_some_and(heavy)).then_some(Refused::Full {
+            waiting: self.waiting,
+            weight: self.waiting_weight,
+        })
+    }
+
+    fn find_same(&self, shard: u32, hash: u64, same: &C::Same) -> Option<u32> {
+        let found = self.sames.find(hash, |place| {
+            let item = self.items.peek(*place);
+            item.shard == shard && item.same.as_ref().is_some_and(|(_, other)| other == same)
+        });
+        found.copied()
+    }
+
+    fn push_item(&mut self, place: u32, parcel: Parcel<C>, now: Instant) -> Ticket {
+        let stage = Stage::Queued {
+            item: parcel.item,
+            twins: List::default(),
+        };
+        let weight = parcel.weight;
+        let hash = parcel.same.as_ref().map(|(hash, _)| *hash);
+        let item = Item::new(stage, place, weight, now, parcel.deadline, parcel.same);
+        let shard = self.shards.at(place);
+        shard.note_deadline(&item);
+        shard.weight += weight as u128;
+        self.waiting_weight += weight as u128;
+        let ticket = self.items.insert(item);
+        shard.queue.push_back(&mut self.items, ticket.place);
+        if let Some(hash) = hash {
+            let items = &self.items;
+            self.sames
+                .insert_unique(hash, ticket.place, |place| items.peek(*place).same_hash());
+        }
+        ticket
+    }
+
+    /// The new one waits with `of`, and its request is not needed.
+    fn push_twin(
+        &mut self,
+        place: u32,
+        of: u32,
+        parcel: Parcel<C>,
+        now: Instant,
+        debris: &mut Debris<C>,
+    ) -> Ticket {
+        debris.item = Some(parcel.item);
+        let stage = Stage::Twin { of };
+        let twin = Item::new(stage, place, 0, now, parcel.deadline, parcel.same);
+        self.shards.at(place).note_deadline(&twin);
+        let ticket = self.items.insert(twin);
+        let mut twins = *self.items.twins(of);
+        twins.push_back(&mut self.items, ticket.place);
+        *self.items.twins(of) = twins;
+        self.books.merged += 1;
+        ticket
+    }
+
+    /// Looks what became of an item. Who has to wait is woken; an outcome gives the place back.
+    pub(super) fn ask(
+        &mut self,
+        ticket: Ticket,
+        waker: &Waker,
+        now: impl FnOnce() -> Instant,
+        debris: &mut Debris<C>,
+    ) -> Found<C> {
+        let item = self
+            .items
+            .get(ticket)
+            .expect("a caller asks until it has an answer, and no longer");
+        if matches!(item.stage, Stage::Done(_)) {
+            let item = self.items.remove(ticket.place);
+            let Stage::Done(outcome) = item.stage else {
+                unreachable!("it was looked at just now");
+            };
+            return Found::Done(outcome);
+        }
+        if !item.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
+            debris.stale.extend(item.waker.replace(waker.clone()));
+        }
+        if matches!(item.stage, Stage::Sent) {
+            return Found::Waiting;
+        }
+        let place = item.shard;
+        let shard = self.shards.at(place);
+        if !shard.is_orphan() {
+            return Found::Waiting;
+        }
+        let service = shard.service.take();
+        let service = service.expect("an orphan has what its collector left");
+        let claim = self.begin(place);
+        self.advance(place, now(), debris);
+        Found::Orphan(claim, service)
+    }
+
+    /// A caller leaves, with its item: of its own will, or since its deadline has passed. Its outcome, if there is one.
+    pub(super) fn leave(
+        &mut self,
+        ticket: Ticket,
+        late: bool,
+        debris: &mut Debris<C>,
+    ) -> Option<Outcome<C::Answer>> {
+        let item = self.items.get(ticket)?;
+        debris.stale.extend(item.waker.take());
+        let waits = match &item.stage {
+            Stage::Done(_) => {
+                let item = self.items.remove(ticket.place);
+                let Stage::Done(outcome) = item.stage else {
+                    unreachable!("it was looked at just now");
+                };
+                return Some(outcome);
+            }
+            Stage::Sent => false,
+            Stage::Queued { .. } | Stage::Twin { .. } => true,
+        };
+        match late {
+            true => self.books.expired += 1,
+            false => self.books.cancelled += 1,
+        }
+        if waits {
+            self.pull(ticket.place, debris);
+        }
+        let mut item = self.items.remove(ticket.place);
+        debris.sames.extend(item.same.take().map(|(_, same)| same));
+        if let Stage::Queued { item, .. } = item.stage {
+            debris.item = Some(item);
+        }
+        if waits {
+            let shard = self.shards.at(item.shard);
+            if shard.queue.is_empty() {
+                self.emptied(item.shard, debris);
+            }
+            self.relieve(1, debris);
+            self.check_drained(debris);
+        }
+        None
+    }
+
+    /// Takes an item that waits out of its queue. If others wait for the same, the first of them has its request and its
+    /// turn from now on.
+    pub(super) fn pull(&mut self, place: u32, debris: &mut Debris<C>) {
+        match &self.items.peek(place).stage {
+            Stage::Twin { of } => {
+                let of = *of;
+                let mut twins = *self.items.twins(of);
+                twins.remove(&mut self.items, place);
+                *self.items.twins(of) = twins;
+                self.waiting -= 1;
+            }
+            Stage::Queued { twins, .. } => {
+                let mut twins = *twins;
+                match twins.pop_front(&mut self.items) {
+                    Some(heir) => self.inherit(place, heir, twins),
+                    None => self.unqueue(place, debris),
+                }
+            }
+            Stage::Sent | Stage::Done(_) => unreachable!("it waits no more"),
+        }
+    }
+
+    /// `heir` is from now on what `place` was.
+    fn inherit(&mut self, place: u32, heir: u32, twins: List) {
+        let old = self.items.at(place);
+        let stage = mem::replace(&mut old.stage, Stage::Sent);
+        let (weight, shard, hash) = (old.weight, old.shard, old.same_hash());
+        let Stage::Queued { item, .. } = stage else {
+            unreachable!("only a queued item has heirs");
+        };
+        let new = self.items.at(heir);
+        new.stage = Stage::Queued { item, twins };
+        new.weight = weight;
+        let mut next = twins.first();
+        while let Some(twin) = next {
+            self.items.at(twin).stage = Stage::Twin { of: heir };
+            next = List::after(&mut self.items, twin);
+        }
+        let queue = &mut self.shards.at(shard).queue;
+        queue.replace(&mut self.items, place, heir);
+        if let Some(known) = self.sames.find_mut(hash, |other| *other == place) {
+            *known = heir;
+        }
+        self.waiting -= 1;
+    }
+
+    /// Takes an item that nobody else waits for out of the queue of its shard.
+    pub(super) fn unqueue(&mut self, place: u32, debris: &mut Debris<C>) {
+        let item = self.items.at(place);
+        let (weight, shard, same) = (item.weight, item.shard, item.same.take());
+        let shard = self.shards.at(shard);
+        shard.queue.remove(&mut self.items, place);
+        shard.weight -= weight as u128;
+        self.waiting_weight -= weight as u128;
+        self.waiting -= 1;
+        if let Some((hash, same)) = same {
+            if let Ok(known) = self.sames.find_entry(hash, |other| *other == place) {
+                known.remove();
+            }
+            debris.sames.push(same);
+        }
+    }
+
+    /// The last that waited in a shard has left: its collector is to leave too.
+    fn emptied(&mut self, place: u32, debris: &mut Debris<C>) {
+        let shard = self.shards.at(place);
+        shard.earliest = None;
+        debris.wakers.extend(shard.waker.take());
+        match shard.state {
+            State::Due(_) => {
+                shard.state = State::Open;
+                self.due.remove(&mut self.shards, place);
+                self.open.push_back(&mut self.shards, place);
+            }
+            State::Empty => {
+                debris.service = shard.service.take();
+                self.retire(place, debris);
+            }
+            State::Open | State::Blocked | State::Granted(_) => {}
+        }
+    }
+
+    // ----- room -----
+
+    /// Whether a caller may come.
+    pub(super) fn is_open(&self) -> bool {
+        self.urge.closed || !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        let heavy = |max: usize| self.waiting_weight >= max as u128;
+        self.waiting >= self.rules.queue_items || self.rules.queue_weight.is_some_and(heavy)
+    }
+
+    /// Whether a caller may come; if not it waits in line.
+    pub(super) fn enter(
+        &mut self,
+        seat: &mut Option<Seat>,
+        waker: &Waker,
+        debris: &mut Debris<C>,
+    ) -> bool {
+        if !self.is_open() {
+            debris.stale.extend(self.line.wait(seat, waker));
+            return false;
+        }
+        if let Some(seat) = seat.take() {
+            debris.stale.extend(self.line.leave(seat));
+            // Room is not reserved: whoever comes next may find more than this one needs.
+            debris.wakers.extend(self.line.next());
+        }
+        true
+    }
+
+    /// A caller does not wait in line any more. The wake it was given goes to the next.
+    pub(super) fn leave_line(&mut self, seat: Seat, debris: &mut Debris<C>) {
+        match self.line.leave(seat) {
+            Some(waker) => debris.stale.push(waker),
+            None if self.is_open() => debris.wakers.extend(self.line.next()),
+            None => {}
+        }
+    }
+
+    /// Something was accepted.
+    fn press(&mut self, now: Instant, debris: &mut Debris<C>) {
+        if !self.urge.pressed && self.is_full() {
+            self.urge.pressed = true;
+            self.hurry(now, debris);
+        }
+    }
+
+    /// So many wait no more.
+    pub(super) fn relieve(&mut self, places: usize, debris: &mut Debris<C>) {
+        if self.is_full() {
+            return;
+        }
+        self.urge.pressed = false;
+        let room = self.rules.queue_items - self.waiting;
+        for _ in 0..places.min(room) {
+            match self.line.next() {
+                Some(waker) => debris.wakers.push(waker),
+                None => break,
+            }
+        }
+    }
+
+    // ----- the handle -----
+
+    /// What waits now is due.
+    pub(super) fn flush(&mut self, now: Instant, debris: &mut Debris<C>) {
+        self.urge.asked = self.items.next_id();
+        self.hurry(now, debris);
+    }
+
+    /// Nothing more is accepted, and what waits is due.
+    pub(super) fn close(&mut self, now: Instant, debris: &mut Debris<C>) {
+        self.urge.closed = true;
+        self.hurry(now, debris);
+        while let Some(waker) = self.line.next() {
+            debris.wakers.push(waker);
+        }
+        self.check_drained(debris);
+    }
+
+    /// Whether nothing is under way. If so, or once it is, `waker` is woken.
+    pub(super) fn drained(&mut self, waker: &Waker) -> bool {
+        let done = self.waiting == 0 && self.taken == 0;
+        if !done && !self.drains.iter().any(|known| known.will_wake(waker)) {
+            self.drains.push(waker.clone());
+        }
+        done
+    }
+
+    pub(super) fn set_rules(
+        &mut self,
+        set: impl FnOnce(&mut Rules),
+        now: Instant,
+        debris: &mut Debris<C>,
+    ) {
+        set(&mut self.rules);
+        self.hurry(now, debris);
+        // Timers are set anew.
+        let mut next = self.open.first();
+        while let Some(place) = next {
+            debris.wakers.extend(self.shards.at(place).waker.take());
+            next = List::after(&mut self.shards, place);
+        }
+    }
+
+    /// Every shard looks whether it is due.
+    fn hurry(&mut self, now: Instant, debris: &mut Debris<C>) {
+        let mut next = self.open.first();
+        while let Some(place) = next {
+            next = List::after(&mut self.shards, place);
+            self.advance(place, now, debris);
+        }
+    }
+
+    pub(super) fn check_drained(&mut self, debris: &mut Debris<C>) {
+        if self.waiting == 0 && self.taken == 0 && !self.drains.is_empty() {
+            debris.wakers.append(&mut self.drains);
+        }
+    }
+
+    /// Wakes all who wait for an answer; where callers drive, one of them has to.
+    pub(super) fn wake_all(&mut self, debris: &mut Debris<C>) {
+        for item in self.items.iter_mut() {
+            debris.wakers.extend(item.waker.take());
+        }
+        while let Some(waker) = self.line.next() {
+            debris.wakers.push(waker);
+        }
+        debris.wakers.append(&mut self.drains);
+    }
+}
+
+// ===== impl Shards =====
+
+impl<C: Cargo> Shards<C> {
+    pub(super) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    pub(super) fn at(&mut self, place: u32) -> &mut Shard<C> {
+        let shard = self.places[place as usize].as_mut();
+        shard.expect("a place in a list or table is taken")
+    }
+
+    pub(super) fn peek(&self, place: u32) -> &Shard<C> {
+        let shard = self.places[place as usize].as_ref();
+        shard.expect("a place in a list or table is taken")
+    }
+
+    /// The shard of a claim, unless its collector is another by now.
+    pub(super) fn claimed(&mut self, claim: Claim) -> Option<&mut Shard<C>> {
+        let shard = self.places.get_mut(claim.shard as usize)?.as_mut()?;
+        (shard.collector == claim.collector && shard.state != State::Empty).then_some(shard)
+    }
+
+    fn find(&self, keys: &HashTable<u32>, hash: u64, wanted: &C::Key) -> Option<u32> {
+        let found = keys.find(hash, |place| self.peek(*place).key == *wanted);
+        found.copied()
+    }
+
+    fn insert(&mut self, shard: Shard<C>) -> u32 {
+        match self.free.pop() {
+            Some(place) => {
+                self.places[place as usize] = Some(shard);
+                place
+            }
+            None => {
+                self.places.push(Some(shard));
+                (self.places.len() - 1) as u32
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, place: u32) -> Shard<C> {
+        let shard = self.places[place as usize].take();
+        self.free.push(place);
+        if self.len() == 0 && self.places.capacity() > KEPT {
+            self.places = Vec::new();
+            self.free = Vec::new();
+        }
+        shard.expect("a place in a list or table is taken")
+    }
+}
+
+impl<C: Cargo> Linked for Shards<C> {
+    fn links(&mut self, place: u32) -> &mut Links {
+        &mut self.at(place).links
+    }
+}
+
+// ===== impl Debris =====
+
+impl<C: Cargo> Default for Debris<C> {
+    fn default() -> Self {
+        Self {
+            wakers: Vec::new(),
+            stale: Vec::new(),
+            item: None,
+            items: Vec::new(),
+            sames: Vec::new(),
+            keys: Vec::new(),
+            service: None,
+            outcomes: Vec::new(),
+        }
+    }
+}

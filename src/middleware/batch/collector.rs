@@ -1,0 +1,358 @@
+//! What a collector asks of the board: the other half of its methods.
+
+use std::mem;
+use std::task::Waker;
+
+use super::board::{Board, Cargo, Claim, Debris, Kind, Next, Sent, Taken};
+use super::items::{Outcome, Stage, Ticket};
+use super::list::List;
+use super::request::Flush;
+use super::shard::{Rules, State};
+use crate::base::clock::Instant;
+
+impl<C: Cargo> Board<C> {
+    /// A collector of that shard, which has none, is to begin.
+    pub(super) fn begin(&mut self, place: u32) -> Claim {
+        self.collectors += 1;
+        let shard = self.shards.at(place);
+        shard.collector = self.collectors;
+        (shard.waker, shard.timed) = (None, None);
+        if shard.in_flight < self.rules.max_in_flight_per_shard {
+            shard.state = State::Open;
+            self.open.push_back(&mut self.shards, place);
+        } else {
+            shard.state = State::Blocked;
+        }
+        Claim {
+            shard: place,
+            collector: self.collectors,
+        }
+    }
+
+    /// Looks whether a shard is due, and gives it a slot if there is one.
+    pub(super) fn advance(&mut self, place: u32, now: Instant, debris: &mut Debris<C>) {
+        let shard = self.shards.at(place);
+        if shard.state == State::Blocked && shard.in_flight < self.rules.max_in_flight_per_shard {
+            shard.state = State::Open;
+            self.open.push_back(&mut self.shards, place);
+        }
+        let shard = self.shards.at(place);
+        if shard.state != State::Open {
+            return;
+        }
+        if let Some(flush) = shard.due(&self.rules, self.urge, &self.items, now) {
+            shard.state = State::Due(flush);
+            self.open.remove(&mut self.shards, place);
+            self.due.push_back(&mut self.shards, place);
+            self.grant(debris);
+        }
+    }
+
+    /// Free slots go to those who are due, first come first served.
+    fn grant(&mut self, debris: &mut Debris<C>) {
+        while self.taken < self.rules.max_in_flight {
+            let Some(place) = self.due.pop_front(&mut self.shards) else {
+                break;
+            };
+            let shard = self.shards.at(place);
+            let State::Due(flush) = shard.state else {
+                unreachable!("what is in the line is due");
+            };
+            shard.state = State::Granted(flush);
+            debris.wakers.extend(shard.waker.take());
+            self.taken += 1;
+        }
+    }
+
+    /// What a collector is to do. Whoever waits is woken when that changes, but for the time.
+    pub(super) fn next(
+        &mut self,
+        claim: Claim,
+        waker: &Waker,
+        now: Instant,
+        debris: &mut Debris<C>,
+    ) -> Next {
+        let Some(shard) = self.shards.claimed(claim) else {
+            return Next::Leave;
+        };
+        if shard.queue.is_empty() {
+            self.quit(claim.shard, debris);
+            self.retire(claim.shard, debris);
+            return Next::Leave;
+        }
+        if shard.state == State::Open {
+            if shard.is_urgent(&self.rules, now) {
+                // Whoever had that deadline may have left.
+                shard.look_up_deadlines(&mut self.items);
+            }
+            self.advance(claim.shard, now, debris);
+        }
+        let shard = self.shards.at(claim.shard);
+        shard.timed = match shard.state {
+            State::Open => shard.due_at(&self.rules, &self.items),
+            _ => None,
+        };
+        let next = match shard.state {
+            State::Granted(flush) => Next::Take(flush),
+            _ => Next::Wait(shard.timed),
+        };
+        if !shard.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
+            debris.stale.extend(shard.waker.replace(waker.clone()));
+        }
+        next
+    }
+
+    /// Takes what is to be sent; nothing when all who waited have left or are late, and then the collector has left too.
+    pub(super) fn take(
+        &mut self,
+        claim: Claim,
+        now: Instant,
+        debris: &mut Debris<C>,
+    ) -> Option<Taken<C>> {
+        let shard = self.shards.claimed(claim)?;
+        let State::Granted(flush) = shard.state else {
+            return None;
+        };
+        let waited = self.waiting;
+        let mut taken = Taken {
+            items: Vec::with_capacity(shard.queue.len().min(self.rules.max_items)),
+            seats: Vec::with_capacity(shard.queue.len().min(self.rules.max_items)),
+            weight: 0,
+            flush,
+            deadline: None,
+            next: None,
+        };
+        let full = self.fill(claim.shard, &mut taken, now, debris);
+        if full {
+            taken.flush = Flush::Full;
+        }
+        self.relieve(waited - self.waiting, debris);
+        let shard = self.shards.at(claim.shard);
+        if taken.items.is_empty() {
+            // Nothing but late ones: no more is left.
+            self.quit(claim.shard, debris);
+            self.retire(claim.shard, debris);
+            self.check_drained(debris);
+            return None;
+        }
+        shard.in_flight += 1;
+        shard.state = State::Empty;
+        debris.stale.extend(shard.waker.take());
+        shard.earliest = None;
+        if !shard.queue.is_empty() {
+            shard.look_up_deadlines(&mut self.items);
+            taken.next = Some(self.begin(claim.shard));
+            self.advance(claim.shard, now, debris);
+        }
+        self.books.batches += 1;
+        self.books.flushes[taken.flush as usize] += 1;
+        Some(taken)
+    }
+
+    /// Moves items from the queue into a batch. Whether that is as many as fit.
+    fn fill(
+        &mut self,
+        shard: u32,
+        taken: &mut Taken<C>,
+        now: Instant,
+        debris: &mut Debris<C>,
+    ) -> bool {
+        let Rules {
+            max_items,
+            max_weight,
+            ..
+        } = self.rules;
+        let mut weight = 0u128;
+        let over = |weight: u128| max_weight.is_some_and(|max| weight > max as u128);
+        let mut full = false;
+        while let Some(place) = self.shards.at(shard).queue.first() {
+            if self.items.peek(place).is_late(now) {
+                self.expire(place, debris);
+                continue;
+            }
+            let sum = weight + self.items.peek(place).weight as u128;
+            full = taken.items.len() == max_items || over(sum) && !taken.items.is_empty();
+            if full {
+                break;
+            }
+            weight = sum;
+            let mut twins = mem::take(self.items.twins(place));
+            self.unqueue(place, debris);
+            if let Stage::Queued { item, .. } = self.send(place, taken) {
+                taken.items.push(item);
+            }
+            while let Some(twin) = twins.pop_front(&mut self.items) {
+                self.waiting -= 1;
+                let item = self.items.at(twin);
+                debris.sames.extend(item.same.take().map(|(_, same)| same));
+                if item.is_late(now) {
+                    self.finish(twin, Outcome::Expired, debris);
+                } else {
+                    self.send(twin, taken);
+                }
+            }
+        }
+        taken.weight = usize::try_from(weight).unwrap_or(usize::MAX);
+        full || taken.items.len() == max_items || over(weight + 1)
+    }
+
+    /// An item that is in no list any more is under way with the last of the batch, or the next if it is queued itself.
+    fn send(&mut self, place: u32, taken: &mut Taken<C>) -> Stage<C> {
+        let item = self.items.at(place);
+        let stage = mem::replace(&mut item.stage, Stage::Sent);
+        let position = match &stage {
+            Stage::Queued { .. } => taken.items.len(),
+            _ => taken.items.len() - 1,
+        };
+        taken.deadline = match taken.seats.is_empty() {
+            true => item.deadline,
+            false => taken.deadline.zip(item.deadline).map(|(a, b)| a.max(b)),
+        };
+        let (id, at) = (item.id, item.at);
+        taken.seats.push(Sent {
+            ticket: Ticket { place, id },
+            position,
+            at,
+        });
+        stage
+    }
+
+    /// The time of an item that waits is up.
+    fn expire(&mut self, place: u32, debris: &mut Debris<C>) {
+        self.pull(place, debris);
+        let item = self.items.at(place);
+        debris.sames.extend(item.same.take().map(|(_, same)| same));
+        self.finish(place, Outcome::Expired, debris);
+    }
+
+    /// An item that is in no list any more has its outcome.
+    fn finish(&mut self, place: u32, outcome: Outcome<C::Answer>, debris: &mut Debris<C>) {
+        match outcome {
+            Outcome::Answer(_) => {}
+            Outcome::Expired => self.books.expired += 1,
+            Outcome::Abandoned => self.books.abandoned += 1,
+        }
+        let item = self.items.at(place);
+        if let Stage::Queued { item, .. } = mem::replace(&mut item.stage, Stage::Done(outcome)) {
+            debris.items.push(item);
+        }
+        debris.wakers.extend(item.waker.take());
+    }
+
+    /// Items that were sent have their outcomes; those of callers that have left are nobody's.
+    pub(super) fn deliver(
+        &mut self,
+        outcomes: impl IntoIterator<Item = (Ticket, Kind, Outcome<C::Answer>)>,
+        debris: &mut Debris<C>,
+    ) {
+        for (ticket, kind, outcome) in outcomes {
+            let Some(item) = self.items.get(ticket) else {
+                debris.outcomes.push(outcome);
+                continue;
+            };
+            debug_assert!(
+                matches!(item.stage, Stage::Sent),
+                "an item is answered once"
+            );
+            item.stage = Stage::Done(outcome);
+            debris.wakers.extend(item.waker.take());
+            *match kind {
+                Kind::Ok => &mut self.books.ok,
+                Kind::Error => &mut self.books.error,
+                Kind::Missing => &mut self.books.missing,
+                Kind::Panic => &mut self.books.panic,
+                Kind::Abandoned => &mut self.books.abandoned,
+            } += 1;
+        }
+    }
+
+    /// A batch of that shard is not in flight any more.
+    pub(super) fn settle(&mut self, place: u32, now: Instant, debris: &mut Debris<C>) {
+        self.taken -= 1;
+        self.shards.at(place).in_flight -= 1;
+        // The shard goes to the end of the line before the slot goes to the first.
+        self.advance(place, now, debris);
+        self.grant(debris);
+        self.retire(place, debris);
+        self.check_drained(debris);
+    }
+
+    /// A collector was dropped. What waited is given up if it never ran, and is there for the next collector, which sends
+    /// with `service`, if it did.
+    pub(super) fn abandon(
+        &mut self,
+        claim: Claim,
+        ran: bool,
+        service: Option<C::Service>,
+        debris: &mut Debris<C>,
+    ) {
+        let Some(shard) = self.shards.claimed(claim) else {
+            debris.service = service;
+            return;
+        };
+        if ran && service.is_some() && !shard.queue.is_empty() {
+            shard.service = service;
+            self.quit(claim.shard, debris);
+            let mut next = self.shards.at(claim.shard).queue.first();
+            while let Some(place) = next {
+                let item = self.items.at(place);
+                debris.wakers.extend(item.waker.take());
+                let mut twin = self.items.twins(place).first();
+                while let Some(place) = twin {
+                    debris.wakers.extend(self.items.at(place).waker.take());
+                    twin = List::after(&mut self.items, place);
+                }
+                next = List::after(&mut self.items, place);
+            }
+            return;
+        }
+        debris.service = service;
+        let waited = self.waiting;
+        while let Some(place) = self.shards.at(claim.shard).queue.first() {
+            let mut twins = mem::take(self.items.twins(place));
+            self.unqueue(place, debris);
+            self.finish(place, Outcome::Abandoned, debris);
+            while let Some(twin) = twins.pop_front(&mut self.items) {
+                self.waiting -= 1;
+                let item = self.items.at(twin);
+                debris.sames.extend(item.same.take().map(|(_, same)| same));
+                self.finish(twin, Outcome::Abandoned, debris);
+            }
+        }
+        self.shards.at(claim.shard).earliest = None;
+        self.quit(claim.shard, debris);
+        self.retire(claim.shard, debris);
+        self.relieve(waited - self.waiting, debris);
+        self.check_drained(debris);
+    }
+
+    /// A shard has no collector any more. A slot that it holds goes to the next.
+    fn quit(&mut self, place: u32, debris: &mut Debris<C>) {
+        let shard = self.shards.at(place);
+        debris.stale.extend(shard.waker.take());
+        match mem::replace(&mut shard.state, State::Empty) {
+            State::Open => self.open.remove(&mut self.shards, place),
+            State::Due(_) => self.due.remove(&mut self.shards, place),
+            State::Granted(_) => {
+                self.taken -= 1;
+                self.grant(debris);
+            }
+            State::Empty | State::Blocked => {}
+        }
+    }
+
+    /// A shard in which nothing goes on is removed.
+    pub(super) fn retire(&mut self, place: u32, debris: &mut Debris<C>) {
+        let shard = self.shards.peek(place);
+        if !shard.is_idle() {
+            return;
+        }
+        let hash = shard.hash;
+        if let Ok(known) = self.keys.find_entry(hash, |other| *other == place) {
+            known.remove();
+        }
+        let shard = self.shards.remove(place);
+        debris.keys.push(shard.key);
+        debris.service = debris.service.take().or(shard.service);
+    }
+}
