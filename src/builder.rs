@@ -4,6 +4,7 @@ use tower::ServiceBuilder;
 use tower_layer::Stack;
 
 #[cfg(any(
+    feature = "batch",
     feature = "coalesce",
     feature = "grpc",
     feature = "shed",
@@ -11,6 +12,8 @@ use tower_layer::Stack;
     feature = "timing"
 ))]
 use crate::Flow;
+#[cfg(feature = "batch")]
+use crate::batch::BatchLayer;
 #[cfg(feature = "coalesce")]
 use crate::coalesce::{CoalesceLayer, GrpcCoalesceLayer, HttpKey, HttpShare};
 #[cfg(feature = "grpc")]
@@ -48,6 +51,16 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
     #[cfg(feature = "timing")]
     fn http_timing(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpTimingLayer, L>> {
         self.add(TimingLayer::new(name).attach(flow).http())
+    }
+
+    /// Sends requests in batches, at most 64 at once, as soon as none is in flight.
+    #[cfg(feature = "batch")]
+    fn batch<Req: 'static>(
+        self,
+        name: &str,
+        flow: &Flow,
+    ) -> ServiceBuilder<Stack<BatchLayer<Req>, L>> {
+        self.add(BatchLayer::new().name(name).attach(flow))
     }
 
     /// Makes one call of equal requests in flight: those to which `key`, a closure `Fn(&Req) -> Option<K>`, gives the same.

@@ -141,6 +141,8 @@ pub(super) enum Kind {
 pub(super) struct Books {
     pub(super) accepted: u64,
     pub(super) batches: u64,
+    /// Those whose items were sent.
+    pub(super) sent: u64,
     pub(super) merged: u64,
     pub(super) ok: u64,
     pub(super) error: u64,
@@ -267,6 +269,11 @@ impl<C: Cargo> Board<C> {
             debris.wakers.extend(shard.waker.take());
         }
         Ok((ticket, None))
+    }
+
+    /// One was refused that nobody pushed.
+    pub(super) fn refuse(&mut self) {
+        self.books.refused += 1;
     }
 
     fn refuses(&self, parcel: &Parcel<C>) -> Option<Refused> {
@@ -693,6 +700,35 @@ impl<C: Cargo> Linked for Shards<C> {
 }
 
 // ===== impl Debris =====
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.waiting += other.waiting;
+        self.in_flight += other.in_flight;
+        self.shards += other.shards;
+        self.books.add(&other.books);
+    }
+}
+
+impl Books {
+    fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.batches += other.batches;
+        self.sent += other.sent;
+        self.merged += other.merged;
+        self.ok += other.ok;
+        self.error += other.error;
+        self.missing += other.missing;
+        self.panic += other.panic;
+        self.abandoned += other.abandoned;
+        self.cancelled += other.cancelled;
+        self.expired += other.expired;
+        self.refused += other.refused;
+        for (own, other) in self.flushes.iter_mut().zip(other.flushes) {
+            *own += other;
+        }
+    }
+}
 
 impl<C: Cargo> Default for Debris<C> {
     fn default() -> Self {

@@ -30,10 +30,6 @@ struct Sitting {
 }
 
 impl Line {
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
     /// Waits, at the end of the line; or at its front after it was woken in vain. Gives a waker that is not needed any more.
     pub(super) fn wait(&mut self, seat: &mut Option<Seat>, waker: &Waker) -> Option<Waker> {
         match *seat {

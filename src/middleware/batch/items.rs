@@ -77,10 +77,6 @@ impl<C: Cargo> Items<C> {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.places.len() - self.free.len()
-    }
-
     /// The number the next item gets.
     pub(super) fn next_id(&self) -> u64 {
         self.next
