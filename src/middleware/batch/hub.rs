@@ -29,7 +29,7 @@ pub(super) trait Kit: 'static {
 }
 
 /// The kit of those types.
-pub(super) struct Types<S, Req, K, D>(PhantomData<fn() -> (S, Req, K, D)>);
+pub(super) struct Types<S, Req, K, D>(PhantomData<(S, Req, K, D)>);
 
 pub(super) type Response<L> = <<L as Kit>::Service as Service<Batch<<L as Kit>::Req>>>::Response;
 
