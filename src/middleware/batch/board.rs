@@ -264,10 +264,6 @@ impl<C: Cargo> Board<C> {
             return Ok((ticket, Some(claim)));
         }
         self.advance(place, now, debris);
-        let shard = self.shards.at(place);
-        if shard.state == State::Open && shard.is_mistimed(&self.rules, &self.items) {
-            debris.wakers.extend(shard.waker.take());
-        }
         Ok((ticket, None))
     }
 

@@ -45,6 +45,8 @@ impl<C: Cargo> Board<C> {
             self.open.remove(&mut self.shards, place);
             self.due.push_back(&mut self.shards, place);
             self.grant(debris);
+        } else if shard.is_mistimed(&self.rules, &self.items) {
+            debris.wakers.extend(shard.waker.take());
         }
     }
 
@@ -132,7 +134,6 @@ impl<C: Cargo> Board<C> {
             // Nothing but late ones: no more is left.
             self.quit(claim.shard, debris);
             self.retire(claim.shard, debris);
-            self.check_drained(debris);
             return None;
         }
         shard.in_flight += 1;
@@ -337,6 +338,7 @@ impl<C: Cargo> Board<C> {
             State::Granted(_) => {
                 self.taken -= 1;
                 self.grant(debris);
+                self.check_drained(debris);
             }
             State::Empty | State::Blocked => {}
         }

@@ -195,6 +195,7 @@ impl<L: Kit> Hub<L> {
 
     /// Looks what became of an item.
     fn poll(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<Result<Answer<L>, BoxError>> {
+        let mut driven = false;
         loop {
             let waker = cx.waker();
             let found = self
@@ -203,9 +204,8 @@ impl<L: Kit> Hub<L> {
             match found {
                 Found::Done(outcome) => return Poll::Ready(self.result(outcome)),
                 Found::Orphan(claim, service) => self.begin(claim, || service),
-                // Whoever drove may have brought the answer, and whoever did not is woken when it is there.
-                Found::Waiting if self.drive(cx) => {}
-                Found::Waiting => return Poll::Pending,
+                Found::Waiting if driven || !self.drive(cx) => return Poll::Pending,
+                Found::Waiting => driven = true,
             }
         }
     }
@@ -223,20 +223,17 @@ impl<L: Kit> Hub<L> {
         if seat.is_none() && self.desk.looks_open() {
             return Poll::Ready(());
         }
-        loop {
-            let waker = cx.waker();
-            let room = self
-                .desk
-                .with(|board, debris| board.enter(seat, waker, debris));
-            match room {
-                true => return Poll::Ready(()),
-                false if self.drive(cx) => {}
-                false => return Poll::Pending,
-            }
+        let mut enter = |cx: &mut Context<'_>| {
+            self.desk
+                .with(|board, debris| board.enter(seat, cx.waker(), debris))
+        };
+        match enter(cx) || (self.drive(cx) && enter(cx)) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
     }
 
-    /// Where callers drive: whether anything came of it.
+    /// Where callers drive: whether there was anything to do. If there is more, `cx` is woken.
     fn drive(&self, cx: &mut Context<'_>) -> bool {
         self.crew.as_ref().is_some_and(|crew| crew.drive(cx))
     }
@@ -309,15 +306,8 @@ impl<L: Kit> Hubs for Hub<L> {
     }
 
     fn is_drained(&self, cx: &mut Context<'_>) -> bool {
-        loop {
-            let waker = cx.waker();
-            if self.desk.with(|board, _| board.drained(waker)) {
-                return true;
-            }
-            if !self.drive(cx) {
-                return false;
-            }
-        }
+        let drained = |cx: &mut Context<'_>| self.desk.with(|board, _| board.drained(cx.waker()));
+        drained(cx) || (self.drive(cx) && drained(cx))
     }
 
     fn set_rules(&self, set: &dyn Fn(&mut Rules)) {
