@@ -21,6 +21,6 @@ pub mod phases;
 pub mod priority;
 pub mod signal;
 pub mod stats;
-#[cfg(feature = "batch")]
+#[cfg(any(feature = "batch", feature = "coalesce"))]
 pub(crate) mod timer;
 pub mod watch;

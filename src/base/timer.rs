@@ -35,7 +35,7 @@ impl Timer {
                     sleep.as_mut().reset(until);
                 }
             }
-            other => *other = sleep(here.id(), until).map(|sleep| (here.id(), sleep)),
+            other => *other = sleep(until).map(|sleep| (here.id(), Box::pin(sleep))),
         }
         match &mut self.0 {
             Some((_, sleep)) => sleep.as_mut().poll(cx).is_ready(),
@@ -44,7 +44,9 @@ impl Timer {
     }
 }
 
-fn sleep(here: Id, until: Instant) -> Option<Pin<Box<Sleep>>> {
+/// Ends at `until`, if there is anybody to tell the time.
+pub(crate) fn sleep(until: Instant) -> Option<Sleep> {
+    let here = Handle::try_current().ok()?.id();
     let timeless = || TIMELESS.lock().unwrap_or_else(PoisonError::into_inner);
     if *timeless() == Some(here) {
         return None;
@@ -54,5 +56,55 @@ fn sleep(here: Id, until: Instant) -> Option<Pin<Box<Sleep>>> {
     if sleep.is_none() {
         *timeless() = Some(here);
     }
-    sleep.map(Box::pin)
+    sleep
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::time::Duration;
+
+    use tokio::runtime::Builder;
+    use tokio_test::task::spawn;
+
+    #[test]
+    fn whoever_polls_tells_the_time_where_nothing_else_does() {
+        let past = clock::now();
+        let far = past + Duration::from_secs(3600);
+        let mut waker = spawn(());
+        let timer = waker.enter(|cx, _| {
+            let mut timer = Timer::default();
+            assert!(!timer.poll(cx, None) && !timer.poll(cx, Some(far)));
+            assert!(timer.poll(cx, Some(past)));
+            timer
+        });
+        let timeless = Builder::new_current_thread().build().unwrap();
+        timeless.block_on(async {
+            let mut timer = timer;
+            waker.enter(|cx, _| {
+                assert!(!timer.poll(cx, Some(far)));
+                assert!(timer.poll(cx, Some(past)));
+            });
+        });
+    }
+
+    #[test]
+    fn it_goes_from_runtime_to_runtime() {
+        let runtime = || {
+            let mut builder = Builder::new_current_thread();
+            builder.enable_time().start_paused(true).build().unwrap()
+        };
+        let mut timer = Timer::default();
+        let mut waker = spawn(());
+        for _ in 0..2 {
+            runtime().block_on(async {
+                let until = clock::now() + Duration::from_secs(1);
+                waker.enter(|cx, _| assert!(!timer.poll(cx, Some(until))));
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                assert!(waker.is_woken());
+                waker.enter(|cx, _| assert!(timer.poll(cx, Some(until))));
+            });
+        }
+    }
 }

@@ -9,8 +9,8 @@
 //! for nobody, and who reads a body that fits into `max_buffer` may take its time. For callers that have not asked for the
 //! response yet they wait a tenth of a second, or `stall` if that is less; such a caller gets
 //! [`Gone`](super::share::Gone) and asks anew.
-//! The time is told by the tokio runtime of the reader that waits, which has to have its timers enabled. Outside of any a
-//! reader waits for as long as it takes.
+//! The time is told by the tokio runtime of the reader that waits; where it has no timers, or there is none, by whoever
+//! polls.
 //!
 //! An error of the body, and an end that comes before the length its headers promised, reach every reader. A body of no
 //! bytes at all ends cleanly whatever was promised: it is the answer to a `HEAD`, and whoever made it has refused a `GET`

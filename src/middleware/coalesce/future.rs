@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::courier;
@@ -25,6 +24,7 @@ use crate::base::clock::{self, Instant, Moment};
 use crate::base::error::{BoxError, Reason, Rejection};
 use crate::base::priority::Priority;
 use crate::base::stats::Lease;
+use crate::base::timer::Timer;
 
 pin_project! {
     /// The response future of [`Coalesce`](super::Coalesce).
@@ -45,7 +45,7 @@ pin_project! {
         // The key of one who goes alone, for it is known for answers that are not to be shared.
         known: Option<Hashed>,
         // Ends this caller's wait.
-        patience: Option<Pin<Box<Sleep>>>,
+        patience: Timer,
         terms: Terms,
         state: Lease<State>,
         policy: PhantomData<fn() -> P>,
@@ -99,7 +99,7 @@ where
             alone: Stage::Empty,
             caller: Some(caller),
             known: None,
-            patience: None,
+            patience: Timer::default(),
             terms,
             state,
             policy: PhantomData,
@@ -305,13 +305,9 @@ where
             return Poll::Pending;
         };
         let hub = Hub::<S, Y, P, Req>::of(this.state);
-        if this.patience.is_none() {
-            *this.patience = hub.timer(Some(deadline.moment())).map(Box::pin);
-        }
-        let Some(patience) = this.patience else {
+        if !this.patience.poll(cx, Some(deadline.moment())) {
             return Poll::Pending;
-        };
-        ready!(patience.as_mut().poll(cx));
+        }
         hub.stats.count(Cell::Deadline);
         match this.waiter.take() {
             Some(waiter) => hub.leave(waiter.claim),

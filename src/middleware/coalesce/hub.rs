@@ -2,11 +2,9 @@ use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
-use tokio::runtime::{Handle, Id};
-use tokio::time::Sleep;
 use tower_service::Service;
 
 use super::flight::{Cargo, Failure, Others};
@@ -32,8 +30,6 @@ where
     pub(super) settings: Settings,
     pub(super) stats: Arc<Stats>,
     pub(super) this: Weak<Self>,
-    /// The runtime without timers that was met last: nothing is timed in it.
-    timeless: Mutex<Option<Id>>,
 }
 
 /// The layer's functions.
@@ -101,7 +97,6 @@ where
             settings: state.settings.clone(),
             stats: state.stats.clone(),
             this: this.clone(),
-            timeless: Mutex::new(None),
         })
     }
 
@@ -243,7 +238,7 @@ where
             return Poll::Ready(Some(result));
         }
         match self.settings.flight_timeout {
-            Some(timeout) if timed => match cabin.late(timeout, cx, |until| self.timer(until)) {
+            Some(timeout) if timed => match cabin.late(timeout, cx) {
                 true => Poll::Ready(None),
                 false => Poll::Pending,
             },
@@ -253,22 +248,6 @@ where
             }
             None => Poll::Pending,
         }
-    }
-
-    /// Ends at `until`, if there is anybody to tell the time: a runtime, and one that has timers.
-    pub(super) fn timer(&self, until: Option<Instant>) -> Option<Sleep> {
-        let until = until?;
-        let here = Handle::try_current().ok()?.id();
-        let timeless = || self.timeless.lock().unwrap_or_else(PoisonError::into_inner);
-        if *timeless() == Some(here) {
-            return None;
-        }
-        // Nothing says whether a runtime has timers but the panic of one that has none.
-        let timer = catch_unwind(|| tokio::time::sleep_until(until)).ok();
-        if timer.is_none() {
-            *timeless() = Some(here);
-        }
-        timer
     }
 
     /// The result of a flight is there, and its work is dropped.

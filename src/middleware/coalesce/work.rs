@@ -11,7 +11,8 @@ use tower_service::Service;
 
 use super::map::Claim;
 use super::shard::Ticket;
-use crate::base::clock::{self, Instant};
+use crate::base::clock;
+use crate::base::timer;
 
 pin_project! {
     /// A call in the making: a service that is asked for readiness, then the future it makes.
@@ -143,13 +144,8 @@ where
     }
 
     /// Whether the flight takes longer than `timeout`, counted from the first time this is asked. If not, `cx` is woken
-    /// when it does, by what `timer` makes.
-    pub(super) fn late(
-        self: Pin<&mut Self>,
-        timeout: Duration,
-        cx: &mut Context<'_>,
-        timer: impl FnOnce(Option<Instant>) -> Option<Sleep>,
-    ) -> bool {
+    /// when it does.
+    pub(super) fn late(self: Pin<&mut Self>, timeout: Duration, cx: &mut Context<'_>) -> bool {
         let mut this = self.project();
         let until = this
             .timer
@@ -163,7 +159,7 @@ where
         // Who drives next may be in another runtime, and outlive the one the timer is of.
         if *this.runtime != Some(here.id()) {
             let until = until.or_else(|| clock::now().checked_add(timeout));
-            this.timer.set(timer(until));
+            this.timer.set(until.and_then(timer::sleep));
             *this.runtime = Some(here.id());
         }
         this.timer

@@ -1,31 +1,22 @@
 //! One of those who read a body: takes what there is, else drives, else waits.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::runtime::{Handle, Id};
-use tokio::time::{Sleep, sleep_until};
 
 use super::fanout::{FanOut, Turn, Wakers};
 use super::log::Key;
-use crate::base::clock::Instant;
 use crate::base::error::BoxError;
+use crate::base::timer::Timer;
 
 pub(super) struct Reader<B> {
     shared: Arc<FanOut<B>>,
     /// `None` when it has had its end.
     key: Option<Key>,
     /// While it waits for others to make room.
-    timer: Option<Timer>,
-}
-
-/// A timer of the runtime it was made in: another may be shut down by now, and would panic.
-struct Timer {
-    sleep: Pin<Box<Sleep>>,
-    runtime: Id,
+    timer: Timer,
 }
 
 // ===== impl Reader =====
@@ -35,7 +26,7 @@ impl<B> Reader<B> {
         Self {
             shared,
             key: Some(key),
-            timer: None,
+            timer: Timer::default(),
         }
     }
 
@@ -48,28 +39,6 @@ impl<B> Reader<B> {
             Some(key) => self.shared.rest(key).1,
             None => SizeHint::with_exact(0),
         }
-    }
-
-    /// Waits until `due`, if there is a runtime that can tell the time.
-    fn sleep(&mut self, due: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
-        let (Some(due), Ok(runtime)) = (due, Handle::try_current()) else {
-            self.timer = None;
-            return Poll::Pending;
-        };
-        let runtime = runtime.id();
-        let timer = match self.timer.take() {
-            Some(mut timer) if timer.runtime == runtime => {
-                if timer.sleep.deadline() != due {
-                    timer.sleep.as_mut().reset(due);
-                }
-                timer
-            }
-            _ => Timer {
-                sleep: Box::pin(sleep_until(due)),
-                runtime,
-            },
-        };
-        self.timer.insert(timer).sleep.as_mut().poll(cx)
     }
 }
 
@@ -93,11 +62,11 @@ where
                 .turn(&mut self.key, cx.waker(), &mut wakers, polled)
             {
                 Turn::Take(bytes) => {
-                    self.timer = None;
+                    self.timer = Timer::default();
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
                 Turn::Over(end) => {
-                    self.timer = None;
+                    self.timer = Timer::default();
                     return Poll::Ready(end.frame());
                 }
                 Turn::Drive(body) => polled = !self.shared.drive(body),
@@ -107,7 +76,8 @@ where
                     return Poll::Pending;
                 }
                 // When the time has come, the next turn evicts.
-                Turn::Wait(due) => ready!(self.sleep(due, cx)),
+                Turn::Wait(due) if self.timer.poll(cx, due) => {}
+                Turn::Wait(_) => return Poll::Pending,
             }
         }
     }
