@@ -172,6 +172,7 @@ mod collector;
 mod crew;
 mod dedup;
 mod desk;
+mod flight;
 mod future;
 mod gate;
 mod handle;
