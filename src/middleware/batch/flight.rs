@@ -11,8 +11,6 @@ use std::slice;
 use std::sync::Weak;
 use std::task::Poll;
 
-use tower_service::Service as _;
-
 use super::board::{Kind, Sent, Taken};
 use super::dedup::Dedup;
 use super::hub::{Answer, Batching, Hub, Kit, Response};
