@@ -9,7 +9,6 @@
 //! - An item accepted gets one [`Outcome`], or its caller leaves. A caller that leaves takes its weight along at once.
 //! - A method wakes nobody and drops nothing foreign: wakers, and whatever falls out, go to the [`Debris`].
 
-use std::mem;
 use std::task::Waker;
 
 use hashbrown::HashTable;
@@ -49,6 +48,8 @@ pub(super) struct Board<C: Cargo> {
     pub(super) waiting: usize,
     pub(super) waiting_weight: u128,
     pub(super) taken: usize,
+    /// Batches, which are what has a slot and is not `Granted`.
+    pub(super) in_flight: usize,
     pub(super) line: Line,
     pub(super) collectors: u64,
     /// Who waits until nothing is under way.
@@ -172,14 +173,22 @@ pub(super) struct Debris<C: Cargo> {
     pub(super) stale: Vec<Waker>,
     pub(super) item: Option<C::Item>,
     pub(super) items: Vec<C::Item>,
+    pub(super) same: Option<C::Same>,
     pub(super) sames: Vec<C::Same>,
     pub(super) keys: Vec<C::Key>,
     pub(super) service: Option<C::Service>,
     pub(super) outcomes: Vec<Outcome<C::Answer>>,
 }
 
-/// Places of shards kept when all are free.
+/// Places of shards, and of entries in tables, kept when all are free.
 const KEPT: usize = 1_024;
+
+/// Gives back what a table needed when it was large, once nothing is in it.
+pub(super) fn shrink(table: &mut HashTable<u32>) {
+    if table.is_empty() && table.capacity() > KEPT {
+        *table = HashTable::new();
+    }
+}
 
 // ===== impl Board =====
 
@@ -200,6 +209,7 @@ impl<C: Cargo> Board<C> {
             waiting: 0,
             waiting_weight: 0,
             taken: 0,
+            in_flight: 0,
             line: Line::default(),
             collectors: 0,
             drains: Vec::new(),
@@ -208,11 +218,9 @@ impl<C: Cargo> Board<C> {
     }
 
     pub(super) fn tally(&self) -> Tally {
-        let granted = |place: &Option<Shard<C>>| matches!(place, Some(shard) if matches!(shard.state, State::Granted(_)));
-        let granted = self.shards.places.iter().filter(|at| granted(at)).count();
         Tally {
             waiting: self.waiting,
-            in_flight: self.taken - granted,
+            in_flight: self.in_flight,
             shards: self.shards.len(),
             books: self.books,
         }
@@ -257,14 +265,14 @@ impl<C: Cargo> Board<C> {
         self.waiting += 1;
         self.press(now, debris);
         let shard = self.shards.at(place);
-        if shard.state == State::Empty {
+        let claim = if shard.state == State::Empty {
             debris.service = shard.service.take();
-            let claim = self.begin(place);
-            self.advance(place, now, debris);
-            return Ok((ticket, Some(claim)));
-        }
+            Some(self.begin(place))
+        } else {
+            None
+        };
         self.advance(place, now, debris);
-        Ok((ticket, None))
+        Ok((ticket, claim))
     }
 
     /// One was refused that nobody pushed.
@@ -303,6 +311,7 @@ impl<C: Cargo> Board<C> {
         let stage = Stage::Queued {
             item: parcel.item,
             twins: List::default(),
+            left: false,
         };
         let weight = parcel.weight;
         let hash = parcel.same.as_ref().map(|(hash, _)| *hash);
@@ -331,13 +340,14 @@ impl<C: Cargo> Board<C> {
         debris: &mut Debris<C>,
     ) -> Ticket {
         debris.item = Some(parcel.item);
+        debris.same = parcel.same.map(|(_, same)| same);
         let stage = Stage::Twin { of };
-        let twin = Item::new(stage, place, 0, now, parcel.deadline, parcel.same);
+        let twin = Item::new(stage, place, 0, now, parcel.deadline, None);
         self.shards.at(place).note_deadline(&twin);
         let ticket = self.items.insert(twin);
-        let mut twins = *self.items.twins(of);
+        let mut twins = self.items.twins(of);
         twins.push_back(&mut self.items, ticket.place);
-        *self.items.twins(of) = twins;
+        self.items.set_twins(of, twins);
         self.books.merged += 1;
         ticket
     }
@@ -355,11 +365,7 @@ impl<C: Cargo> Board<C> {
             .get(ticket)
             .expect("a caller asks until it has an answer, and no longer");
         if matches!(item.stage, Stage::Done(_)) {
-            let item = self.items.remove(ticket.place);
-            let Stage::Done(outcome) = item.stage else {
-                unreachable!("it was looked at just now");
-            };
-            return Found::Done(outcome);
+            return Found::Done(self.outcome(ticket.place));
         }
         if !item.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
             debris.stale.extend(item.waker.replace(waker.clone()));
@@ -388,87 +394,68 @@ impl<C: Cargo> Board<C> {
     ) -> Option<Outcome<C::Answer>> {
         let item = self.items.get(ticket)?;
         debris.stale.extend(item.waker.take());
-        let waits = match &item.stage {
-            Stage::Done(_) => {
-                let item = self.items.remove(ticket.place);
-                let Stage::Done(outcome) = item.stage else {
-                    unreachable!("it was looked at just now");
-                };
-                return Some(outcome);
-            }
-            Stage::Sent => false,
-            Stage::Queued { .. } | Stage::Twin { .. } => true,
-        };
+        if matches!(item.stage, Stage::Done(_)) {
+            return Some(self.outcome(ticket.place));
+        }
         match late {
             true => self.books.expired += 1,
             false => self.books.cancelled += 1,
         }
-        if waits {
-            self.pull(ticket.place, debris);
-        }
-        let mut item = self.items.remove(ticket.place);
-        debris.sames.extend(item.same.take().map(|(_, same)| same));
-        if let Stage::Queued { item, .. } = item.stage {
-            debris.item = Some(item);
-        }
-        if waits {
-            let shard = self.shards.at(item.shard);
-            if shard.queue.is_empty() {
-                self.emptied(item.shard, debris);
+        let (place, shard) = (ticket.place, item.shard);
+        match &mut item.stage {
+            Stage::Queued { twins, left, .. } if !twins.is_empty() => {
+                *left = true;
+                item.deadline = None;
             }
-            self.relieve(1, debris);
-            self.check_drained(debris);
+            Stage::Queued { .. } => self.discard(place, debris),
+            Stage::Twin { of } => {
+                let of = *of;
+                self.leave_twin(of, place, debris);
+            }
+            Stage::Sent | Stage::Done(_) => {
+                self.items.remove(place);
+                return None;
+            }
         }
+        self.waiting -= 1;
+        if self.shards.at(shard).queue.is_empty() {
+            self.emptied(shard, debris);
+        }
+        self.relieve(1, debris);
+        self.check_drained(debris);
         None
     }
 
-    /// Takes an item that waits out of its queue. If others wait for the same, the first of them has its request and its
-    /// turn from now on.
-    pub(super) fn pull(&mut self, place: u32, debris: &mut Debris<C>) {
-        match &self.items.peek(place).stage {
-            Stage::Twin { of } => {
-                let of = *of;
-                let mut twins = *self.items.twins(of);
-                twins.remove(&mut self.items, place);
-                *self.items.twins(of) = twins;
-                self.waiting -= 1;
-            }
-            Stage::Queued { twins, .. } => {
-                let mut twins = *twins;
-                match twins.pop_front(&mut self.items) {
-                    Some(heir) => self.inherit(place, heir, twins),
-                    None => self.unqueue(place, debris),
-                }
-            }
-            Stage::Sent | Stage::Done(_) => unreachable!("it waits no more"),
+    /// Takes the outcome of an item, and gives its place back.
+    fn outcome(&mut self, place: u32) -> Outcome<C::Answer> {
+        match self.items.remove(place).stage {
+            Stage::Done(outcome) => outcome,
+            _ => unreachable!("an outcome is taken when it is there"),
         }
     }
 
-    /// `heir` is from now on what `place` was.
-    fn inherit(&mut self, place: u32, heir: u32, twins: List) {
-        let old = self.items.at(place);
-        let stage = mem::replace(&mut old.stage, Stage::Sent);
-        let (weight, shard, hash) = (old.weight, old.shard, old.same_hash());
-        let Stage::Queued { item, .. } = stage else {
-            unreachable!("only a queued item has heirs");
-        };
-        let new = self.items.at(heir);
-        new.stage = Stage::Queued { item, twins };
-        new.weight = weight;
-        let mut next = twins.first();
-        while let Some(twin) = next {
-            self.items.at(twin).stage = Stage::Twin { of: heir };
-            next = List::after(&mut self.items, twin);
+    /// The item of `place` waits no more for the same as `of`.
+    fn leave_twin(&mut self, of: u32, place: u32, debris: &mut Debris<C>) {
+        let mut twins = self.items.twins(of);
+        twins.remove(&mut self.items, place);
+        self.items.set_twins(of, twins);
+        self.items.remove(place);
+        if let Stage::Queued { left: true, .. } = self.items.peek(of).stage
+            && twins.is_empty()
+        {
+            self.discard(of, debris);
         }
-        let queue = &mut self.shards.at(shard).queue;
-        queue.replace(&mut self.items, place, heir);
-        if let Some(known) = self.sames.find_mut(hash, |other| *other == place) {
-            *known = heir;
-        }
-        self.waiting -= 1;
     }
 
-    /// Takes an item that nobody else waits for out of the queue of its shard.
+    /// Drops an item that is queued and for which nobody waits.
+    fn discard(&mut self, place: u32, debris: &mut Debris<C>) {
+        self.unqueue(place, debris);
+        if let Stage::Queued { item, .. } = self.items.remove(place).stage {
+            debris.item = Some(item);
+        }
+    }
+
+    /// Takes an item out of the queue of its shard.
     pub(super) fn unqueue(&mut self, place: u32, debris: &mut Debris<C>) {
         let item = self.items.at(place);
         let (weight, shard, same) = (item.weight, item.shard, item.same.take());
@@ -476,32 +463,22 @@ impl<C: Cargo> Board<C> {
         shard.queue.remove(&mut self.items, place);
         shard.weight -= weight as u128;
         self.waiting_weight -= weight as u128;
-        self.waiting -= 1;
         if let Some((hash, same)) = same {
             if let Ok(known) = self.sames.find_entry(hash, |other| *other == place) {
                 known.remove();
             }
             debris.sames.push(same);
+            shrink(&mut self.sames);
         }
     }
 
-    /// The last that waited in a shard has left: its collector is to leave too.
+    /// The last that waited in a shard has left: its collector is to leave too, and its slot is free.
     fn emptied(&mut self, place: u32, debris: &mut Debris<C>) {
         let shard = self.shards.at(place);
-        shard.earliest = None;
         debris.wakers.extend(shard.waker.take());
-        match shard.state {
-            State::Due(_) => {
-                shard.state = State::Open;
-                self.due.remove(&mut self.shards, place);
-                self.open.push_back(&mut self.shards, place);
-            }
-            State::Empty => {
-                debris.service = shard.service.take();
-                self.retire(place, debris);
-            }
-            State::Open | State::Blocked | State::Granted(_) => {}
-        }
+        debris.service = shard.service.take();
+        self.quit(place, debris);
+        self.retire(place, debris);
     }
 
     // ----- room -----
@@ -601,13 +578,9 @@ impl<C: Cargo> Board<C> {
         debris: &mut Debris<C>,
     ) {
         set(&mut self.rules);
+        self.urge.pressed = self.is_full();
         self.hurry(now, debris);
-        // Timers are set anew.
-        let mut next = self.open.first();
-        while let Some(place) = next {
-            debris.wakers.extend(self.shards.at(place).waker.take());
-            next = List::after(&mut self.shards, place);
-        }
+        self.relieve(usize::MAX, debris);
     }
 
     /// Every shard looks whether it is due.
@@ -630,9 +603,7 @@ impl<C: Cargo> Board<C> {
         for item in self.items.iter_mut() {
             debris.wakers.extend(item.waker.take());
         }
-        while let Some(waker) = self.line.next() {
-            debris.wakers.push(waker);
-        }
+        debris.wakers.extend(self.line.wakers());
         debris.wakers.append(&mut self.drains);
     }
 }
@@ -695,7 +666,7 @@ impl<C: Cargo> Linked for Shards<C> {
     }
 }
 
-// ===== impl Debris =====
+// ===== impl Tally =====
 
 impl Tally {
     pub(super) fn add(&mut self, other: &Self) {
@@ -705,6 +676,8 @@ impl Tally {
         self.books.add(&other.books);
     }
 }
+
+// ===== impl Books =====
 
 impl Books {
     fn add(&mut self, other: &Self) {
@@ -726,6 +699,8 @@ impl Books {
     }
 }
 
+// ===== impl Debris =====
+
 impl<C: Cargo> Default for Debris<C> {
     fn default() -> Self {
         Self {
@@ -733,6 +708,7 @@ impl<C: Cargo> Default for Debris<C> {
             stale: Vec::new(),
             item: None,
             items: Vec::new(),
+            same: None,
             sames: Vec::new(),
             keys: Vec::new(),
             service: None,

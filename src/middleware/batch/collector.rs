@@ -3,7 +3,7 @@
 use std::mem;
 use std::task::Waker;
 
-use super::board::{Board, Cargo, Claim, Debris, Kind, Next, Sent, Taken};
+use super::board::{Board, Cargo, Claim, Debris, Kind, Next, Sent, Taken, shrink};
 use super::items::{Outcome, Stage, Ticket};
 use super::list::List;
 use super::request::Flush;
@@ -40,7 +40,13 @@ impl<C: Cargo> Board<C> {
         if shard.state != State::Open {
             return;
         }
-        if let Some(flush) = shard.due(&self.rules, self.urge, &self.items, now) {
+        let mut flush = shard.due(&self.rules, self.urge, &self.items, now);
+        if flush == Some(Flush::Deadline) {
+            // Whoever had that deadline may have left.
+            shard.look_up_deadlines(&mut self.items);
+            flush = shard.due(&self.rules, self.urge, &self.items, now);
+        }
+        if let Some(flush) = flush {
             shard.state = State::Due(flush);
             self.open.remove(&mut self.shards, place);
             self.due.push_back(&mut self.shards, place);
@@ -74,21 +80,10 @@ impl<C: Cargo> Board<C> {
         now: Instant,
         debris: &mut Debris<C>,
     ) -> Next {
-        let Some(shard) = self.shards.claimed(claim) else {
-            return Next::Leave;
-        };
-        if shard.queue.is_empty() {
-            self.quit(claim.shard, debris);
-            self.retire(claim.shard, debris);
+        if self.shards.claimed(claim).is_none() {
             return Next::Leave;
         }
-        if shard.state == State::Open {
-            if shard.is_urgent(&self.rules, now) {
-                // Whoever had that deadline may have left.
-                shard.look_up_deadlines(&mut self.items);
-            }
-            self.advance(claim.shard, now, debris);
-        }
+        self.advance(claim.shard, now, debris);
         let shard = self.shards.at(claim.shard);
         shard.timed = match shard.state {
             State::Open => shard.due_at(&self.rules, &self.items),
@@ -139,9 +134,10 @@ impl<C: Cargo> Board<C> {
         shard.in_flight += 1;
         shard.state = State::Empty;
         debris.stale.extend(shard.waker.take());
-        shard.earliest = None;
-        if !shard.queue.is_empty() {
-            shard.look_up_deadlines(&mut self.items);
+        self.in_flight += 1;
+        if shard.queue.is_empty() {
+            shard.earliest = None;
+        } else {
             taken.next = Some(self.begin(claim.shard));
             self.advance(claim.shard, now, debris);
         }
@@ -168,63 +164,70 @@ impl<C: Cargo> Board<C> {
         let over = |weight: u128| max_weight.is_some_and(|max| weight > max as u128);
         let mut full = false;
         while let Some(place) = self.shards.at(shard).queue.first() {
-            if self.items.peek(place).is_late(now) {
-                self.expire(place, debris);
-                continue;
-            }
-            let sum = weight + self.items.peek(place).weight as u128;
-            full = taken.items.len() == max_items || over(sum) && !taken.items.is_empty();
-            if full {
-                break;
-            }
-            weight = sum;
-            let mut twins = mem::take(self.items.twins(place));
-            self.unqueue(place, debris);
-            if let Stage::Queued { item, .. } = self.send(place, taken) {
-                taken.items.push(item);
-            }
-            while let Some(twin) = twins.pop_front(&mut self.items) {
-                self.waiting -= 1;
-                let item = self.items.at(twin);
-                debris.sames.extend(item.same.take().map(|(_, same)| same));
-                if item.is_late(now) {
-                    self.finish(twin, Outcome::Expired, debris);
-                } else {
-                    self.send(twin, taken);
+            let wanted = self.items.is_wanted(place, now);
+            if wanted {
+                let sum = weight + self.items.peek(place).weight as u128;
+                full = taken.items.len() == max_items || over(sum) && !taken.items.is_empty();
+                if full {
+                    break;
                 }
+                weight = sum;
+            }
+            let position = taken.items.len();
+            let item = self.unpack(place, debris, |board, place, debris| {
+                let item = board.items.at(place);
+                if item.is_late(now) {
+                    board.finish(place, Outcome::Expired, debris);
+                    return;
+                }
+                taken.deadline = match taken.seats.is_empty() {
+                    true => item.deadline,
+                    false => taken.deadline.zip(item.deadline).map(|(a, b)| a.max(b)),
+                };
+                taken.seats.push(Sent {
+                    ticket: Ticket { place, id: item.id },
+                    position,
+                    at: item.at,
+                });
+            });
+            match wanted {
+                true => taken.items.push(item),
+                false => debris.items.push(item),
             }
         }
         taken.weight = usize::try_from(weight).unwrap_or(usize::MAX);
         full || taken.items.len() == max_items || over(weight + 1)
     }
 
-    /// An item that is in no list any more is under way with the last of the batch, or the next if it is queued itself.
-    fn send(&mut self, place: u32, taken: &mut Taken<C>) -> Stage<C> {
-        let item = self.items.at(place);
-        let stage = mem::replace(&mut item.stage, Stage::Sent);
-        let position = match &stage {
-            Stage::Queued { .. } => taken.items.len(),
-            _ => taken.items.len() - 1,
+    /// Takes an item out of its queue, and does with each who waits for it what `each` says; to them it is as if it were sent.
+    fn unpack(
+        &mut self,
+        place: u32,
+        debris: &mut Debris<C>,
+        mut each: impl FnMut(&mut Self, u32, &mut Debris<C>),
+    ) -> C::Item {
+        self.unqueue(place, debris);
+        let stage = mem::replace(&mut self.items.at(place).stage, Stage::Sent);
+        let Stage::Queued {
+            item,
+            mut twins,
+            left,
+        } = stage
+        else {
+            unreachable!("what is in a queue is queued");
         };
-        taken.deadline = match taken.seats.is_empty() {
-            true => item.deadline,
-            false => taken.deadline.zip(item.deadline).map(|(a, b)| a.max(b)),
-        };
-        let (id, at) = (item.id, item.at);
-        taken.seats.push(Sent {
-            ticket: Ticket { place, id },
-            position,
-            at,
-        });
-        stage
-    }
-
-    /// The time of an item that waits is up.
-    fn expire(&mut self, place: u32, debris: &mut Debris<C>) {
-        self.pull(place, debris);
-        let item = self.items.at(place);
-        debris.sames.extend(item.same.take().map(|(_, same)| same));
-        self.finish(place, Outcome::Expired, debris);
+        if left {
+            self.items.remove(place);
+        } else {
+            self.waiting -= 1;
+            each(self, place, debris);
+        }
+        while let Some(twin) = twins.pop_front(&mut self.items) {
+            self.waiting -= 1;
+            self.items.at(twin).stage = Stage::Sent;
+            each(self, twin, debris);
+        }
+        item
     }
 
     /// An item that is in no list any more has its outcome.
@@ -235,9 +238,7 @@ impl<C: Cargo> Board<C> {
             Outcome::Abandoned => self.books.abandoned += 1,
         }
         let item = self.items.at(place);
-        if let Stage::Queued { item, .. } = mem::replace(&mut item.stage, Stage::Done(outcome)) {
-            debris.items.push(item);
-        }
+        item.stage = Stage::Done(outcome);
         debris.wakers.extend(item.waker.take());
     }
 
@@ -271,6 +272,7 @@ impl<C: Cargo> Board<C> {
     /// A batch of that shard is not in flight any more.
     pub(super) fn settle(&mut self, place: u32, now: Instant, debris: &mut Debris<C>) {
         self.taken -= 1;
+        self.in_flight -= 1;
         self.shards.at(place).in_flight -= 1;
         // The shard goes to the end of the line before the slot goes to the first.
         self.advance(place, now, debris);
@@ -311,17 +313,11 @@ impl<C: Cargo> Board<C> {
         debris.service = service;
         let waited = self.waiting;
         while let Some(place) = self.shards.at(claim.shard).queue.first() {
-            let mut twins = mem::take(self.items.twins(place));
-            self.unqueue(place, debris);
-            self.finish(place, Outcome::Abandoned, debris);
-            while let Some(twin) = twins.pop_front(&mut self.items) {
-                self.waiting -= 1;
-                let item = self.items.at(twin);
-                debris.sames.extend(item.same.take().map(|(_, same)| same));
-                self.finish(twin, Outcome::Abandoned, debris);
-            }
+            let item = self.unpack(place, debris, |board, place, debris| {
+                board.finish(place, Outcome::Abandoned, debris);
+            });
+            debris.items.push(item);
         }
-        self.shards.at(claim.shard).earliest = None;
         self.quit(claim.shard, debris);
         self.retire(claim.shard, debris);
         self.relieve(waited - self.waiting, debris);
@@ -329,7 +325,7 @@ impl<C: Cargo> Board<C> {
     }
 
     /// A shard has no collector any more. A slot that it holds goes to the next.
-    fn quit(&mut self, place: u32, debris: &mut Debris<C>) {
+    pub(super) fn quit(&mut self, place: u32, debris: &mut Debris<C>) {
         let shard = self.shards.at(place);
         debris.stale.extend(shard.waker.take());
         match mem::replace(&mut shard.state, State::Empty) {
@@ -354,8 +350,9 @@ impl<C: Cargo> Board<C> {
         if let Ok(known) = self.keys.find_entry(hash, |other| *other == place) {
             known.remove();
         }
+        shrink(&mut self.keys);
         let shard = self.shards.remove(place);
+        debug_assert!(shard.service.is_none(), "only an orphan holds a service");
         debris.keys.push(shard.key);
-        debris.service = debris.service.take().or(shard.service);
     }
 }

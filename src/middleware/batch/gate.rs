@@ -29,6 +29,9 @@ struct Sitting {
     waker: Option<Waker>,
 }
 
+/// Seats kept when all are free.
+const KEPT: usize = 1_024;
+
 impl Line {
     /// Waits, at the end of the line; or at its front after it was woken in vain. Gives a waker that is not needed any more.
     pub(super) fn wait(&mut self, seat: &mut Option<Seat>, waker: &Waker) -> Option<Waker> {
@@ -69,6 +72,16 @@ impl Line {
         self.seats.0[place as usize].waker.take()
     }
 
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.seats.0.capacity() + self.free.capacity()
+    }
+
+    /// Of all who wait, who go on waiting.
+    pub(super) fn wakers(&self) -> impl Iterator<Item = Waker> {
+        self.seats.0.iter().filter_map(|seat| seat.waker.clone())
+    }
+
     /// Gives a seat back, with its waker unless that was woken.
     pub(super) fn leave(&mut self, Seat(place): Seat) -> Option<Waker> {
         let waker = self.seats.0[place as usize].waker.take();
@@ -76,9 +89,9 @@ impl Line {
             self.waiting.remove(&mut self.seats, place);
         }
         self.free.push(place);
-        if self.free.len() == self.seats.0.len() {
-            self.free.clear();
-            self.seats.0.clear();
+        if self.free.len() == self.seats.0.len() && self.seats.0.capacity() > KEPT {
+            self.free = Vec::new();
+            self.seats.0 = Vec::new();
         }
         waker
     }

@@ -24,16 +24,18 @@ pub(super) struct Item<C: Cargo> {
     /// When it was accepted.
     pub(super) at: Instant,
     pub(super) deadline: Option<Instant>,
-    /// What makes it the same as another, with its hash.
+    /// What makes another the same, with its hash; of one that is queued.
     pub(super) same: Option<(u64, C::Same)>,
 }
 
 /// `Queued` or `Twin` until sent, cancelled or late; `Sent` until answered; `Done` until its caller has seen it.
 pub(super) enum Stage<C: Cargo> {
-    /// In the queue of its shard, with those who wait for the same.
+    /// In the queue of its shard, with those who wait for the same. One who has left stays for them, with its request and its
+    /// turn.
     Queued {
         item: C::Item,
         twins: List,
+        left: bool,
     },
     /// Waits with another for the same.
     Twin {
@@ -75,6 +77,16 @@ impl<C: Cargo> Items<C> {
             free: Vec::new(),
             next: 1,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.places.capacity() + self.free.capacity()
     }
 
     /// The number the next item gets.
@@ -135,11 +147,32 @@ impl<C: Cargo> Items<C> {
     }
 
     /// Those who wait with the queued item of that place.
-    pub(super) fn twins(&mut self, place: u32) -> &mut List {
-        match &mut self.at(place).stage {
-            Stage::Queued { twins, .. } => twins,
+    pub(super) fn twins(&self, place: u32) -> List {
+        match &self.peek(place).stage {
+            Stage::Queued { twins, .. } => *twins,
             _ => unreachable!("twins wait with an item that is queued"),
         }
+    }
+
+    pub(super) fn set_twins(&mut self, place: u32, list: List) {
+        match &mut self.at(place).stage {
+            Stage::Queued { twins, .. } => *twins = list,
+            _ => unreachable!("twins wait with an item that is queued"),
+        }
+    }
+
+    /// Whether somebody still waits for the queued item of that place.
+    pub(super) fn is_wanted(&mut self, place: u32, now: Instant) -> bool {
+        let item = self.peek(place);
+        let Stage::Queued { twins, left, .. } = &item.stage else {
+            unreachable!("it is queued");
+        };
+        let (mut wanted, mut next) = (!left && !item.is_late(now), twins.first());
+        while let (false, Some(twin)) = (wanted, next) {
+            wanted = !self.peek(twin).is_late(now);
+            next = List::after(self, twin);
+        }
+        wanted
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Item<C>> {

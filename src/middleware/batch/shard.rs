@@ -3,16 +3,19 @@
 //! ```text
 //!            push               due                room                 taken
 //!   Empty ─────────► Open ─────────────► Due ─────────────► Granted ─────────────► Empty, and a batch in flight
-//!                     ▲                                        │ nothing left
+//!                     ▲                                        │ all late
 //!   Blocked ──────────┘ a batch of the shard is settled        └──────────────► Empty
 //! ```
 //!
 //! # Invariants
 //!
 //! - Items are sent in the order they were accepted: a batch is the longest run from the front that is not over a limit.
-//! - A shard that is not `Empty` has one collector: a task that waits until it is `Granted`, and takes the batch then. Its
-//!   number is the generation of the shard: what a collector before it asks for, its timers included, is nobody's.
+//! - A shard that is not `Empty` has items, and one collector: a task that waits until it is `Granted`, and takes the batch
+//!   then. Its number is the generation of the shard: what a collector before it asks for, its timers included, is nobody's.
+//!   When the last item leaves, so does the collector, with its slot; whatever it was waiting for.
 //! - A shard is `Empty` with items only while its collector was dropped and no other has begun; then it holds a service.
+//! - An `Open` shard is not due for any reason but the time, for which its collector has a timer that is not too late, or
+//!   was woken to set it.
 //! - `Blocked` is a shard with as many batches in flight as it may have, and nothing but the end of one changes that.
 
 use std::task::Waker;
@@ -121,7 +124,7 @@ impl<C: Cargo> Shard<C> {
     }
 
     /// A deadline comes close, or that of one who has left did.
-    pub(super) fn is_urgent(&self, rules: &Rules, now: Instant) -> bool {
+    fn is_urgent(&self, rules: &Rules, now: Instant) -> bool {
         self.earliest
             .is_some_and(|earliest| earliest.saturating_duration_since(now) <= rules.margin)
     }
