@@ -20,6 +20,10 @@ use super::request::Flush;
 use super::shard::{Rules, Shard, State, Urge};
 use crate::base::clock::Instant;
 
+#[cfg(test)]
+#[cfg(not(tower_flow_loom))]
+mod tests;
+
 /// What the shards carry.
 pub(super) trait Cargo {
     /// Which shard.
