@@ -13,7 +13,7 @@ use tower_flow::coalesce::{CoalesceLayer, OnLeaderDrop};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::support::{self, median, yes};
+use crate::support::{self, median, process, yes};
 
 const TASKS: usize = 1_000;
 const TAKES: Duration = Duration::from_millis(10);
@@ -219,15 +219,4 @@ impl Wake for Counting {
         let task = self.task.lock().expect("nothing panics in it").clone();
         task.into_iter().for_each(Waker::wake);
     }
-}
-
-/// The processor time of the process.
-fn process() -> Duration {
-    #[cfg(target_os = "linux")]
-    {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-    }
-    #[cfg(not(target_os = "linux"))]
-    support::cpu()
 }

@@ -14,7 +14,7 @@ use tower_flow::coalesce::CoalesceLayer;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::support::{self, yes};
+use crate::support::{self, Random, yes};
 
 const KEYS: usize = 10_000;
 const WORKERS: u64 = 64;
@@ -193,17 +193,5 @@ impl Zipf {
 
     fn key(&self, random: f64) -> u64 {
         self.0.partition_point(|upto| *upto < random) as u64
-    }
-}
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        for (left, by) in [(false, 12), (true, 25), (false, 27)] {
-            self.0 ^= if left { self.0 << by } else { self.0 >> by };
-        }
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64
     }
 }

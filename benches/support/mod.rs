@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each of them uses a part.
 
+pub mod batch;
 pub mod checkout;
 pub mod coalesce;
 pub mod plain;
@@ -266,6 +267,29 @@ pub fn cpu() -> Duration {
 pub fn cpu() -> Duration {
     static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     START.elapsed()
+}
+
+/// The processor time of the process.
+pub fn process() -> Duration {
+    #[cfg(target_os = "linux")]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+    #[cfg(not(target_os = "linux"))]
+    cpu()
+}
+
+/// xorshift64*, from 0 to 1.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> f64 {
+        for (left, by) in [(false, 12), (true, 25), (false, 27)] {
+            self.0 ^= if left { self.0 << by } else { self.0 >> by };
+        }
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1u64 << 53) as f64
+    }
 }
 
 /// Whether a target is reached.
