@@ -1,10 +1,12 @@
 //! tower-flow's layers beside the published peers, as one Markdown document.
 //!
 //! `cargo run --release --manifest-path benches/peers/Cargo.toml`, with `-- shed` for admission alone and
-//! `-- pool` for connection pools and `-- coalesce` for equal requests. For callgrind,
-//! `-- path NAME CALLS` walks one path of shed so many times and measures nothing, and `-- follow NAME FOLLOWERS TIMES`
-//! one way of coalescing, without followers a caller alone.
+//! `-- pool` for connection pools, `-- coalesce` for equal requests and `-- batch` for many small ones. For callgrind,
+//! `-- path NAME CALLS` walks one path of shed so many times and measures nothing, `-- follow NAME FOLLOWERS TIMES`
+//! one way of coalescing, without followers a caller alone, and `-- submit NAME ITEMS` one way of batching, with so many
+//! items from each submitter.
 
+mod batch;
 mod coalesce;
 mod cpu;
 mod e2e;
@@ -28,6 +30,8 @@ fn main() {
         ["shed"] => shed::print(),
         ["pool"] => pool::print(),
         ["coalesce"] => coalesce::print(),
+        ["batch"] => batch::print(),
+        ["submit", name, items] => batch::walk(name, items.parse().expect("a number of items")),
         ["follow", name, followers, times] => {
             let number = |text: &str| text.parse().expect("a number");
             coalesce::walk(name, number(followers), number(times));
@@ -41,6 +45,8 @@ fn main() {
             pool::print();
             println!();
             coalesce::print();
+            println!();
+            batch::print();
             println!();
             e2e::print();
         }
