@@ -3,6 +3,8 @@
 //! A preset is a layer like any other: `Server::builder().layer(preset::grpc_server(&flow))`. Where one of its layers
 //! needs an option, stack them by hand in the order the preset's documentation gives.
 
+#[cfg(feature = "batch")]
+mod batch;
 mod client;
 #[cfg(feature = "coalesce")]
 mod coalesce;
@@ -18,6 +20,8 @@ use crate::Flow;
 use crate::outcome::GrpcClassifier;
 use crate::timing::{HttpTimingLayer, Route, TimingLayer};
 
+#[cfg(feature = "batch")]
+pub use batch::{Batched, batched, batched_with};
 pub use client::{GrpcClient, grpc_client, grpc_client_with};
 #[cfg(feature = "coalesce")]
 pub use coalesce::{
