@@ -14,15 +14,17 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tower::{Layer, Service};
+use tower_flow::batch::{Batch, BatchLayer};
 use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::{ConnectionState, Connections};
+use tower_flow::error::Reason;
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
 use tower_flow::pool::limit::RequestLimit;
 use tower_flow::preset::ByPath;
 use tower_flow::shed::{AsError, Queue, Reject, ShedLayer};
 use tower_flow::throttle::{ThrottleHandle, ThrottleLayer};
 use tower_flow::timing::{TimingHandle, TimingLayer};
-use tower_flow::{BoxError, Flow, preset};
+use tower_flow::{BoxError, Flow, Rejection, preset};
 
 use crate::support::{Step, Steps, grpc_request, message, trailers};
 
@@ -696,4 +698,103 @@ fn coalesce_keeps_it() {
     cancelling_from(subject(), 1);
     a_panic_anywhere_gives_back(subject());
     two_services_of_a_layer_share_state(subject());
+}
+
+/// Batches of one, each done by what is inside.
+struct InBatches(BatchLayer<Request<Steps>>);
+
+/// Unlike what is inside it wakes: batches are polled when they are woken, not with those who wait for them.
+struct Woken<T>(T);
+
+impl Layer<Inner> for InBatches {
+    type Service = <BatchLayer<Request<Steps>> as Layer<Woken<Inner>>>::Service;
+
+    fn layer(&self, inner: Inner) -> Self::Service {
+        self.0.layer(Woken(inner))
+    }
+}
+
+impl Clone for Woken<Inner> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+fn woken<T>(poll: Poll<T>, cx: &mut Context<'_>) -> Poll<T> {
+    if poll.is_pending() {
+        cx.waker().wake_by_ref();
+    }
+    poll
+}
+
+impl Service<Batch<Request<Steps>>> for Woken<Inner> {
+    type Response = Vec<Result<Response<Steps>, BoxError>>;
+    type Error = BoxError;
+    type Future = Woken<InnerFuture>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let ready = Service::<Request<Steps>>::poll_ready(&mut self.0, cx);
+        woken(ready, cx)
+    }
+
+    fn call(&mut self, reqs: Batch<Request<Steps>>) -> Self::Future {
+        assert_eq!(reqs.len(), 1);
+        let req = reqs.into_iter().next().unwrap();
+        Woken(self.0.call(req))
+    }
+}
+
+impl Future for Woken<InnerFuture> {
+    type Output = Result<Vec<Result<Response<Steps>, BoxError>>, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let polled = Pin::new(&mut self.0).poll(cx);
+        woken(polled, cx).map_ok(|response| vec![Ok(response)])
+    }
+}
+
+/// Batching is ready while there is room to wait, and an item is in flight from the call to its answer. One that is alone in
+/// its batch is as if the layer were not there, but for two things: who leaves a batch that was sent is in flight no more,
+/// while the batch is; and a panic is an answer, since a batch is nobody's own.
+#[test]
+fn batch_keeps_it() {
+    let subject = || {
+        let layer = BatchLayer::new().caller_driven();
+        let (handle, read) = (layer.handle(), layer.handle());
+        Subject {
+            layer: InBatches(layer),
+            prepare: Box::new(|_| {}),
+            started: Box::new(move || handle.snapshot().items),
+            in_flight: Box::new(move || {
+                let now = read.snapshot();
+                now.items - now.results.iter().map(|(_, count)| count).sum::<u64>()
+            }),
+        }
+    };
+    readiness_is_awaited_inside(subject());
+    errors_pass_through(subject());
+    a_clone_starts_fresh(subject());
+    bodies_pass_through(subject());
+    let left = subject();
+    let handle = left.layer.0.handle();
+    cancelling_anywhere_gives_back(left);
+    let now = handle.snapshot();
+    assert_eq!(
+        (now.queued, now.in_flight),
+        (0, 0),
+        "later callers drove what was left"
+    );
+    two_services_of_a_layer_share_state(subject());
+    for does in [Does::PanicsInCall, Does::PanicsInPoll] {
+        let subject = subject();
+        let mut service = subject.service(Inner::new(does));
+        assert!(service.poll_ready(&mut cx()).is_ready());
+        let mut future = Box::pin(service.call(subject.request()));
+        let Poll::Ready(Err(error)) = future.as_mut().poll(&mut cx()) else {
+            panic!("{does:?} is an answer")
+        };
+        let rejection = Rejection::find(&*error).unwrap();
+        assert_eq!(rejection.reason(), Reason::Panicked, "{does:?}");
+        subject.assert_balanced(1, &format!("{does:?}"));
+    }
 }
