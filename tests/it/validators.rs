@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use serde_json::Value;
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_flow::batch::{Batch, BatchLayer};
 use tower_flow::clock;
 use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::Connections;
@@ -126,6 +127,30 @@ async fn busy() -> Flow {
     drop(left);
     let seen = coalesce.handle().snapshot();
     assert_eq!((seen.leaders, seen.followers, seen.shared), (2, 1, 1));
+
+    let batch = BatchLayer::new()
+        .name("ba \"\\\n")
+        .dedup_by(|req: &u8| *req)
+        .attach(&flow);
+    let batched = batch.layer(service_fn(async |reqs: Batch<u8>| {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        // Nothing for the last.
+        let results = (1..reqs.len()).map(|n| match n {
+            1 => Ok(n),
+            _ => Err(BoxError::from("not this one")),
+        });
+        Ok::<_, BoxError>(results.collect::<Vec<_>>())
+    }));
+    // Two ask for the same, one fails, one has no answer, and one leaves.
+    let mut left = tokio_test::task::spawn(batched.clone().oneshot(4));
+    assert!(left.poll().is_pending());
+    drop(left);
+    let asked = [1, 1, 2, 3].map(|req| batched.clone().oneshot(req));
+    let answered = futures_util::future::join_all(asked).await;
+    let answered: Vec<_> = answered.iter().map(Result::is_ok).collect();
+    assert_eq!(answered, [true, true, false, false]);
+    let seen = batch.handle().snapshot();
+    assert_eq!((seen.items, seen.batches, seen.merged), (5, 1, 1));
 
     let pool = ConnPool::builder(connect::http())
         .name("p \"\\\n")
@@ -245,6 +270,32 @@ async fn pythons_parser_takes_the_openmetrics_text() {
         family("tower_flow_coalesce_wait_seconds")["type"],
         "histogram"
     );
+    let items = family("tower_flow_batch_items");
+    assert_eq!(items["type"], "counter");
+    let samples = items["samples"].as_array().unwrap();
+    let counted = |result: &str| {
+        let of = samples
+            .iter()
+            .filter(|sample| sample[1]["result"] == result);
+        of.map(|sample| sample[2].as_f64().unwrap()).sum::<f64>()
+    };
+    assert_eq!(
+        ["ok", "error", "missing", "cancelled"].map(counted),
+        [2.0, 1.0, 1.0, 1.0]
+    );
+    for (kind, names) in [
+        (
+            "histogram",
+            ["size", "weight", "wait_seconds", "seconds"].as_slice(),
+        ),
+        ("counter", &["flush", "items", "merged", "split", "unknown"]),
+        ("gauge", &["in_flight", "shards", "queued"]),
+    ] {
+        for name in names {
+            let name = format!("tower_flow_batch_{name}");
+            assert_eq!(family(&name)["type"], kind, "{name}");
+        }
+    }
     let handling = family("grpc_server_handling_seconds");
     let exemplars = handling["samples"]
         .as_array()
