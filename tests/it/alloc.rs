@@ -10,6 +10,7 @@ use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use tower::{Layer, Service};
+use tower_flow::batch::{All, Batch, BatchLayer};
 use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
@@ -326,4 +327,60 @@ fn the_key_of_a_read_is_an_allocation_and_a_grpc_call_has_three() {
     let others = CoalesceLayer::grpc(["/pkg.Svc/Other"]);
     let others = steady(others.layer(echo()), post) - bare;
     assert_eq!(others, 0, "not even looked at");
+}
+
+/// Allocations of so many items that are accepted together, to their last answer, in the steady state; those of the test
+/// are left out.
+async fn batched<D>(layer: BatchLayer<u64, (), D>, items: u64) -> u64
+where
+    D: tower_flow::batch::Dedup<u64, ()>,
+{
+    let layer = layer.max_items(1_000).queue(2_000, None);
+    let mut service = layer.layer(tower::service_fn(|_: Batch<u64>| {
+        std::future::ready(Ok::<_, Infallible>(All(())))
+    }));
+    let mut calls = Vec::with_capacity(items as usize);
+    let mut count = 0;
+    for _ in 0..10 {
+        let before = allocations();
+        for item in 0..items {
+            std::future::poll_fn(|cx| service.poll_ready(cx))
+                .await
+                .unwrap();
+            calls.push(service.call(item));
+        }
+        // All of them wait, and are woken.
+        std::future::poll_fn(|cx| {
+            calls.retain_mut(|call| match pin!(call).poll(cx) {
+                Poll::Ready(answer) => answer.is_err(),
+                Poll::Pending => true,
+            });
+            match calls.is_empty() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+        count = allocations() - before;
+    }
+    let seen = layer.handle().snapshot();
+    assert_eq!((seen.items, seen.batches), (10 * items, 10));
+    count
+}
+
+/// Those of a batch are its task and tokio's, a list of its items, one of who waits for them, one of the parts it is sent
+/// in, two of its answers, and three of what is woken and dropped when the lock is given back, which grow with the batch.
+#[tokio::test]
+async fn batching_allocates_for_the_batch_and_hardly_for_its_items() {
+    for (items, expected) in [
+        (1, [10, 10, 11]),
+        (10, [12, 10, 15]),
+        (100, [15, 10, 21]),
+        (1_000, [18, 10, 37]),
+    ] {
+        let tasks = batched(BatchLayer::new(), items).await;
+        let callers = batched(BatchLayer::new().caller_driven(), items).await;
+        let distinct = batched(BatchLayer::new().dedup_by(|item: &u64| *item), items).await;
+        assert_eq!([tasks, callers, distinct], expected, "{items} items");
+    }
 }
