@@ -1,8 +1,10 @@
-//! What open-loop generators have in common: when the next call arrives, and a thread to make it from.
+//! What open-loop generators have in common: when the next call arrives, a thread to make it from, and what came of all.
 
 use std::time::Duration;
 
 use tokio::runtime::Builder;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tower_flow::BoxError;
 
 /// Runs `load` on a thread and a runtime of its own, so that no server's work holds an arrival up.
@@ -20,6 +22,17 @@ pub(crate) async fn apart<T: Send + 'static>(
 #[derive(Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
+/// What callers got.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// From when a call was due to the end of its answer, shortest first.
+    pub(crate) times: Vec<Duration>,
+    /// From the start to the last of them.
+    pub(crate) wall: Duration,
+    /// What went wrong.
+    pub(crate) problems: Vec<String>,
+}
+
 // ===== impl Random =====
 
 impl Random {
@@ -35,5 +48,36 @@ impl Random {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
         ((mixed >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+// ===== impl Answers =====
+
+impl Answers {
+    /// What all of them say: how long it took, or what went wrong.
+    pub(crate) async fn of(
+        start: Instant,
+        callers: Vec<JoinHandle<Result<Duration, BoxError>>>,
+    ) -> Result<Self, BoxError> {
+        let mut answers = Self {
+            times: Vec::with_capacity(callers.len()),
+            wall: Duration::ZERO,
+            problems: Vec::new(),
+        };
+        for caller in callers {
+            match caller.await? {
+                Ok(time) => answers.times.push(time),
+                Err(error) => answers.problems.push(error.to_string()),
+            }
+        }
+        answers.wall = start.elapsed();
+        answers.times.sort_unstable();
+        Ok(answers)
+    }
+
+    pub(crate) fn quantile(&self, q: f64) -> Duration {
+        let rank = (q * self.times.len() as f64).ceil() as usize;
+        let time = self.times.get(rank.max(1) - 1);
+        time.copied().unwrap_or_default()
     }
 }

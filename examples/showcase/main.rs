@@ -9,13 +9,16 @@
 //!
 //! *Coalesce*: a thousand callers read from a hyper server that is not up to it, bare, and with equal reads made one.
 //!
+//! *Batch*: two thousand small writes a second, twice what the table they go to can take one by one, bare and batched.
+//!
 //! It exits with 0 only if the books agree and no call went astray; how fast this machine is does not matter.
 //!
 //! `--seconds N` drives accounting for N seconds (10) and each load of the overload for a quarter of that, within 1.1 and
-//! 2.5 seconds; coalesce's callers read for 3N/20, within 0.5 and 1.5 · `--json` prints one JSON object and nothing else on stdout · `--hold` keeps serving until Ctrl-C
+//! 2.5 seconds; coalesce's callers read and batch's write for 3N/20, within 0.5 and 1.5 · `--json` prints one JSON object and nothing else on stdout · `--hold` keeps serving until Ctrl-C
 
 mod accounting;
 mod arrivals;
+mod batch;
 mod coalesce;
 #[path = "../echo/mod.rs"]
 mod echo;
@@ -78,8 +81,13 @@ async fn main() -> Result<ExitCode, BoxError> {
     let (accounting, live) = accounting::run(&options).await?;
     let overload = overload::run(&options, &live.flow).await?;
     let coalesce = coalesce::run(&options, &live.flow).await?;
-    let acts: Vec<Box<dyn Act>> =
-        vec![Box::new(accounting), Box::new(overload), Box::new(coalesce)];
+    let batch = batch::run(&options, &live.flow).await?;
+    let acts: Vec<Box<dyn Act>> = vec![
+        Box::new(accounting),
+        Box::new(overload),
+        Box::new(coalesce),
+        Box::new(batch),
+    ];
 
     if options.json {
         println!("{}", report::json(&acts, &live.url));

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tower::{Layer, Service, ServiceExt as _};
 use tower_flow::BoxError;
 
-use crate::arrivals::{Random, apart};
+use crate::arrivals::{Answers, Random, apart};
 
 pub(super) type HyperClient = Client<HttpConnector, Empty<Bytes>>;
 
@@ -22,16 +22,6 @@ pub(super) struct Read {
     /// From the start.
     due: Duration,
     key: usize,
-}
-
-#[derive(Debug)]
-pub(super) struct Answers {
-    /// From when a read was due to the end of its body, shortest first.
-    pub(super) times: Vec<Duration>,
-    /// From the start to the last of them.
-    pub(super) wall: Duration,
-    /// What went wrong.
-    pub(super) problems: Vec<String>,
 }
 
 /// What callers read within `time` who read `rate` times a second together, each whenever it likes: a Poisson process.
@@ -82,20 +72,7 @@ where
                 Ok::<_, BoxError>((start + read.due).elapsed())
             }));
         }
-        let mut answers = Answers {
-            times: Vec::with_capacity(callers.len()),
-            wall: Duration::ZERO,
-            problems: Vec::new(),
-        };
-        for caller in callers {
-            match caller.await? {
-                Ok(time) => answers.times.push(time),
-                Err(error) => answers.problems.push(error.to_string()),
-            }
-        }
-        answers.wall = start.elapsed();
-        answers.times.sort_unstable();
-        Ok(answers)
+        Answers::of(start, callers).await
     })
     .await
 }
@@ -114,14 +91,4 @@ where
         return Err(format!("asked for {path}, got {body:?}").into());
     }
     Ok(())
-}
-
-// ===== impl Answers =====
-
-impl Answers {
-    pub(super) fn quantile(&self, q: f64) -> Duration {
-        let rank = (q * self.times.len() as f64).ceil() as usize;
-        let time = self.times.get(rank.max(1) - 1);
-        time.copied().unwrap_or_default()
-    }
 }
