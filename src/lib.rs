@@ -1,5 +1,5 @@
-//! tower Layers for any hyper or tonic stack: adaptive load shedding, request coalescing, client throttling, connection
-//! pools, gRPC accounting, round-trip timing, connection tracking, and a live endpoint that shows them.
+//! tower Layers for any hyper or tonic stack: adaptive load shedding, request coalescing and batching, client throttling,
+//! connection pools, gRPC accounting, round-trip timing, connection tracking, and a live endpoint that shows them.
 //!
 //! # Quick start
 //!
