@@ -5,6 +5,7 @@
 
 mod admin;
 mod alloc;
+mod batch;
 mod coalesce;
 mod connect;
 mod connection;
