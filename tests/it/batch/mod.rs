@@ -2,6 +2,8 @@
 
 mod acceptance;
 mod kills;
+mod queue;
+mod rules;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
