@@ -3,6 +3,7 @@
 mod acceptance;
 mod faults;
 mod kills;
+mod props;
 mod queue;
 mod rules;
 
