@@ -1,6 +1,7 @@
 //! Batching, over a backend that does as a script says.
 
 mod acceptance;
+mod controls;
 mod faults;
 mod kills;
 mod props;
