@@ -7,6 +7,7 @@ mod kills;
 mod props;
 mod queue;
 mod rules;
+mod ultra;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
