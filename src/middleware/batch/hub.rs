@@ -154,7 +154,7 @@ impl<L: Kit> Hub<L> {
             scope,
             key: (self.plan.shard)(&req),
         };
-        let hash = self.hasher.hash_one(&key);
+        let hash = self.hash(&key);
         let weight = self.plan.weight(&req);
         let deadline = self.plan.deadline.as_ref().and_then(|of| of(&req));
         let deadline = deadline.map(|deadline| deadline.moment());
@@ -177,6 +177,14 @@ impl<L: Kit> Hub<L> {
         match pushed {
             Ok((ticket, claim)) => Ok((ticket, deadline, claim)),
             Err((refused, _parcel)) => Err(self.rejection(refused).into()),
+        }
+    }
+
+    /// Where all items are of one shard, there is nothing to hash.
+    fn hash(&self, key: &Scoped<L::Shard>) -> u64 {
+        match size_of::<L::Shard>() {
+            0 => key.scope,
+            _ => self.hasher.hash_one(key),
         }
     }
 
