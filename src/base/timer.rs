@@ -18,6 +18,12 @@ pub(crate) struct Timer(Option<(Id, Pin<Box<Sleep>>)>);
 static TIMELESS: Mutex<Option<Id>> = Mutex::new(None);
 
 impl Timer {
+    /// Whether somebody will wake who polled it last.
+    #[cfg(feature = "batch")]
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether it is `until` or later. If not, `cx` is woken then, if there is anybody to do so: a runtime, and one that has
     /// timers. Elsewhere whoever polls sees whether time is up.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, until: Option<Instant>) -> bool {
@@ -26,6 +32,7 @@ impl Timer {
             return false;
         };
         let Ok(here) = Handle::try_current() else {
+            self.0 = None;
             return until <= clock::now();
         };
         match &mut self.0 {

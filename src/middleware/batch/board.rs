@@ -9,6 +9,7 @@
 //! - An item accepted gets one [`Outcome`], or its caller leaves. A caller that leaves takes its weight along at once.
 //! - A method wakes nobody and drops nothing foreign: wakers, and whatever falls out, go to the [`Debris`].
 
+use std::collections::HashMap;
 use std::task::Waker;
 
 use hashbrown::HashTable;
@@ -57,7 +58,7 @@ pub(super) struct Board<C: Cargo> {
     pub(super) line: Line,
     pub(super) collectors: u64,
     /// Who waits until nothing is under way.
-    pub(super) drains: Vec<Waker>,
+    pub(super) drains: HashMap<u64, Waker>,
     pub(super) books: Books,
 }
 
@@ -216,7 +217,7 @@ impl<C: Cargo> Board<C> {
             in_flight: 0,
             line: Line::default(),
             collectors: 0,
-            drains: Vec::new(),
+            drains: HashMap::new(),
             books: Books::default(),
         }
     }
@@ -279,6 +280,12 @@ impl<C: Cargo> Board<C> {
         Ok((ticket, claim))
     }
 
+    /// One came whose deadline had passed.
+    pub(super) fn expire_at_once(&mut self) {
+        self.books.accepted += 1;
+        self.books.expired += 1;
+    }
+
     /// One was refused that nobody pushed.
     pub(super) fn refuse(&mut self) {
         self.books.refused += 1;
@@ -296,7 +303,9 @@ impl<C: Cargo> Board<C> {
             return Some(Refused::TooHeavy { weight, max });
         }
         let items = self.waiting / 2 >= self.rules.queue_items;
-        let heavy = |max: usize| self.waiting_weight >= 2 * max as u128;
+        // One that is heavier than all may be comes when nothing else waits.
+        let weight = self.waiting_weight + parcel.weight as u128;
+        let heavy = |max: usize| self.waiting_weight > 0 && weight > 2 * max as u128;
         (items || self.rules.queue_weight.is_some_and(heavy)).then_some(Refused::Full {
             waiting: self.waiting,
             weight: self.waiting_weight,
@@ -426,7 +435,7 @@ impl<C: Cargo> Board<C> {
             self.emptied(shard, debris);
         }
         self.relieve(1, debris);
-        self.check_drained(debris);
+        self.check_idle(debris);
         None
     }
 
@@ -485,7 +494,30 @@ impl<C: Cargo> Board<C> {
         self.retire(place, debris);
     }
 
+    /// Whether the caller of any of these is still there.
+    pub(super) fn is_any_there(&mut self, seats: &[Sent]) -> bool {
+        seats
+            .iter()
+            .any(|seat| self.items.get(seat.ticket).is_some())
+    }
+
+    /// Where nobody is woken when a shard is due, those who wait look.
+    pub(super) fn look(&mut self, ticket: Ticket, now: Instant, debris: &mut Debris<C>) {
+        let Some(item) = self.items.get(ticket) else {
+            return;
+        };
+        if let Stage::Queued { .. } | Stage::Twin { .. } = item.stage {
+            let shard = item.shard;
+            self.advance(shard, now, debris);
+        }
+    }
+
     // ----- room -----
+
+    /// Whether whoever comes need not ask.
+    pub(super) fn looks_open(&self) -> bool {
+        self.is_open() && self.line.is_empty()
+    }
 
     /// Whether a caller may come.
     pub(super) fn is_open(&self) -> bool {
@@ -504,14 +536,17 @@ impl<C: Cargo> Board<C> {
         waker: &Waker,
         debris: &mut Debris<C>,
     ) -> bool {
-        if !self.is_open() {
+        let behind = seat.is_none() && !self.line.is_empty() && !self.urge.closed;
+        if behind || !self.is_open() {
             debris.stale.extend(self.line.wait(seat, waker));
             return false;
         }
         if let Some(seat) = seat.take() {
             debris.stale.extend(self.line.leave(seat));
-            // Room is not reserved: whoever comes next may find more than this one needs.
-            debris.wakers.extend(self.line.next());
+            // There is more room than this one needs.
+            if self.waiting + 1 < self.rules.queue_items {
+                debris.wakers.extend(self.line.next());
+            }
         }
         true
     }
@@ -563,16 +598,24 @@ impl<C: Cargo> Board<C> {
         while let Some(waker) = self.line.next() {
             debris.wakers.push(waker);
         }
-        self.check_drained(debris);
+        self.check_idle(debris);
     }
 
     /// Whether nothing is under way. If so, or once it is, `waker` is woken.
-    pub(super) fn drained(&mut self, waker: &Waker) -> bool {
+    ///
+    /// `drain` tells one who asks from another.
+    pub(super) fn drained(&mut self, drain: u64, waker: &Waker, debris: &mut Debris<C>) -> bool {
         let done = self.waiting == 0 && self.taken == 0;
-        if !done && !self.drains.iter().any(|known| known.will_wake(waker)) {
-            self.drains.push(waker.clone());
+        if !done {
+            let old = self.drains.insert(drain, waker.clone());
+            debris.stale.extend(old);
         }
         done
+    }
+
+    /// Nobody asks as that any more.
+    pub(super) fn forget_drain(&mut self, drain: u64, debris: &mut Debris<C>) {
+        debris.stale.extend(self.drains.remove(&drain));
     }
 
     pub(super) fn set_rules(
@@ -596,9 +639,17 @@ impl<C: Cargo> Board<C> {
         }
     }
 
-    pub(super) fn check_drained(&mut self, debris: &mut Debris<C>) {
-        if self.waiting == 0 && self.taken == 0 && !self.drains.is_empty() {
-            debris.wakers.append(&mut self.drains);
+    /// Once nothing is under way, drains are done. And nothing more becomes free: all in line may come, for whoever was woken
+    /// for the last places may never do so.
+    pub(super) fn check_idle(&mut self, debris: &mut Debris<C>) {
+        if self.waiting > 0 || self.taken > 0 {
+            return;
+        }
+        debris
+            .wakers
+            .extend(self.drains.drain().map(|(_, waker)| waker));
+        while let Some(waker) = self.line.next() {
+            debris.wakers.push(waker);
         }
     }
 
@@ -608,7 +659,9 @@ impl<C: Cargo> Board<C> {
             debris.wakers.extend(item.waker.take());
         }
         debris.wakers.extend(self.line.wakers());
-        debris.wakers.append(&mut self.drains);
+        debris
+            .wakers
+            .extend(self.drains.drain().map(|(_, waker)| waker));
     }
 }
 

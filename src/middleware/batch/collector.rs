@@ -83,6 +83,12 @@ impl<C: Cargo> Board<C> {
         if self.shards.claimed(claim).is_none() {
             return Next::Leave;
         }
+        let shard = self.shards.at(claim.shard);
+        if let State::Held(flush) = shard.state {
+            shard.state = State::Due(flush);
+            self.due.push_back(&mut self.shards, claim.shard);
+            self.grant(debris);
+        }
         self.advance(claim.shard, now, debris);
         let shard = self.shards.at(claim.shard);
         shard.timed = match shard.state {
@@ -97,6 +103,17 @@ impl<C: Cargo> Board<C> {
             debris.stale.extend(shard.waker.replace(waker.clone()));
         }
         next
+    }
+
+    /// The service is not ready: others may have the slot until the collector asks again.
+    pub(super) fn hold(&mut self, claim: Claim, debris: &mut Debris<C>) {
+        if let Some(shard) = self.shards.claimed(claim)
+            && let State::Granted(flush) = shard.state
+        {
+            shard.state = State::Held(flush);
+            self.taken -= 1;
+            self.grant(debris);
+        }
     }
 
     /// Takes what is to be sent; nothing when all who waited have left or are late, and then the collector has left too.
@@ -278,7 +295,7 @@ impl<C: Cargo> Board<C> {
         self.advance(place, now, debris);
         self.grant(debris);
         self.retire(place, debris);
-        self.check_drained(debris);
+        self.check_idle(debris);
     }
 
     /// A collector was dropped. What waited is given up if it never ran, and is there for the next collector, which sends
@@ -321,7 +338,7 @@ impl<C: Cargo> Board<C> {
         self.quit(claim.shard, debris);
         self.retire(claim.shard, debris);
         self.relieve(waited - self.waiting, debris);
-        self.check_drained(debris);
+        self.check_idle(debris);
     }
 
     /// A shard has no collector any more. A slot that it holds goes to the next.
@@ -334,9 +351,9 @@ impl<C: Cargo> Board<C> {
             State::Granted(_) => {
                 self.taken -= 1;
                 self.grant(debris);
-                self.check_drained(debris);
+                self.check_idle(debris);
             }
-            State::Empty | State::Blocked => {}
+            State::Empty | State::Blocked | State::Held(_) => {}
         }
     }
 

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! - A task is in the crew's hands, or taken out by the one who polls it; never polled by two.
-//! - A task that is woken is in the line of those that are `ready`, or is noted while it is taken out; all who wait are
-//!   woken then, since nobody knows which of them will be polled.
+//! - A task that is woken is in the line of those that are `ready`, or is noted while it is taken out and put there when it
+//!   is back. Once it is there all who wait are woken, since nobody knows which of them will be polled.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -79,16 +79,13 @@ impl Crew {
         self.rouse();
     }
 
-    /// Polls the tasks that are ready. Whether there were any.
+    /// Polls the tasks that are ready, each once. Whether there were any.
     ///
-    /// Those that are ready again at once wait until `cx`, which is woken, polls again.
-    pub(super) fn drive(self: &Arc<Self>, cx: &mut Context<'_>) -> bool {
+    /// Of those that are ready again all who wait are told, whoever drives among them.
+    pub(super) fn drive(self: &Arc<Self>) -> bool {
         let turns = self.lock().ready.len();
         for _ in 0..turns {
             self.turn();
-        }
-        if turns > 0 && !self.lock().ready.is_empty() {
-            cx.waker().wake_by_ref();
         }
         turns > 0
     }
@@ -119,6 +116,8 @@ impl Crew {
             };
             if woken {
                 tasks.ready.push_back(place);
+                drop(tasks);
+                self.rouse();
             }
             return;
         }
@@ -155,7 +154,11 @@ impl Wake for Bell {
                 *ready = true;
                 tasks.ready.push_back(self.place);
             }
-            Place::Out { woken } => *woken = true,
+            Place::Out { woken } => {
+                // Whoever polls it will tell.
+                *woken = true;
+                return;
+            }
             Place::Here { .. } | Place::Free => return,
         }
         drop(tasks);

@@ -41,7 +41,7 @@ impl<C: Cargo> Desk<C> {
         let answer = {
             let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
             let answer = ask(&mut board, &mut debris);
-            let open = board.is_open();
+            let open = board.looks_open();
             if self.open.load(Ordering::Relaxed) != open {
                 self.open.store(open, Ordering::Relaxed);
             }
@@ -73,10 +73,24 @@ impl<C: Cargo> Debris<C> {
     }
 
     #[cold]
-    fn clear(mut self) {
-        for waker in self.wakers.drain(..) {
+    fn clear(self) {
+        for waker in self.wakers {
             let _panicked = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
-        let _panicked = catch_unwind(AssertUnwindSafe(|| drop(self)));
+        discard(self.stale);
+        discard(self.item);
+        discard(self.items);
+        discard(self.same);
+        discard(self.sames);
+        discard(self.keys);
+        discard(self.service);
+        discard(self.outcomes);
+    }
+}
+
+/// Drops what is foreign one by one: of two destructors that panic in one go the second would end the process.
+fn discard<T>(foreign: impl IntoIterator<Item = T>) {
+    for one in foreign {
+        let _panicked = catch_unwind(AssertUnwindSafe(|| drop(one)));
     }
 }

@@ -2,18 +2,19 @@
 
 use std::any::Any;
 use std::future::poll_fn;
-use std::iter::{self, Peekable};
+use std::iter;
 use std::mem;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::slice;
 use std::sync::Weak;
 use std::task::Poll;
 
+use tower_service::Service as _;
+
 use super::board::{Kind, Sent, Taken};
 use super::dedup::Dedup;
-use super::hub::{Answer, Batching, Hub, Kit, Response};
+use super::hub::{Batching, Hub, Kit, Response};
 use super::items::{Outcome, Ticket};
 use super::request::{Batch, Facts};
 use super::results::IntoResults;
@@ -40,6 +41,8 @@ struct Part<Req> {
 /// Why a call came to nothing.
 pub(super) enum Failure {
     Error(BoxError),
+    /// The service failed to be ready, and was not called.
+    Unready(BoxError),
     Panic(String),
 }
 
@@ -63,58 +66,75 @@ impl<L: Kit> Flight<L> {
         }
     }
 
-    /// Sends the batch, and parts of it again as long as that is wanted and may help.
-    pub(super) async fn send(mut self, mut service: L::Service, taken: Taken<L>) {
-        let (flush, deadline) = (taken.flush, taken.deadline.map(Deadline::at));
-        let mut weight = Some(taken.weight);
+    /// Sends the batch with a service that is ready, and parts of it again as long as that is wanted and may help.
+    pub(super) async fn send(mut self, service: L::Service, taken: Taken<L>) {
+        let Some(plan) = self.hub.upgrade().map(|hub| hub.plan.clone()) else {
+            return;
+        };
+        let all = taken.items.len();
+        let most = 4 * all.next_power_of_two().ilog2() as usize + 1;
+        // For the parts: a service that failed once is not asked again.
+        let spare = caught(|| plan.copy.map(|_| service.clone()));
+        let spare = match spare {
+            Ok(spare) => spare,
+            Err(failure) => return self.fail(0..all, failure),
+        };
+        let mut ready = Some((service, taken.weight));
         let mut calls = 0;
-        let most = 4 * taken.items.len().next_power_of_two().ilog2() as usize + 1;
         let mut parts = vec![Part {
             first: 0,
             items: taken.items,
         }];
         while let Some(Part { first, items }) = parts.pop() {
-            let Some(hub) = self.hub.upgrade() else {
-                return;
-            };
-            let plan = hub.plan.clone();
-            if calls > 0 {
-                hub.stats.count(Cell::Splits, 1);
-            }
-            drop(hub);
             let range = first..first + items.len();
-            calls += 1;
-            // Both halves are calls that are still to be made.
-            let may_split = items.len() > 1 && calls + parts.len() + 2 <= most;
-            let called = catch_unwind(AssertUnwindSafe(|| {
-                let copies = plan.copy.filter(|_| may_split).map(|copy| {
-                    let copies = items.iter().map(copy);
-                    copies.collect::<Vec<_>>()
-                });
-                let weight = weight.take().unwrap_or_else(|| {
-                    let weights = items.iter().map(|item| plan.weight(item));
-                    weights.fold(0, usize::saturating_add)
-                });
-                let facts = Facts {
-                    weight,
-                    flush,
-                    deadline,
-                };
-                (copies, Batch::of(items, facts))
-            }));
-            let (copies, batch) = match called {
-                Ok(called) => called,
-                Err(payload) => {
-                    self.fail(range, Failure::panic(&*payload));
+            let (mut service, weight) = match ready.take() {
+                Some(ready) => ready,
+                None if !self.is_wanted(range.end) => {
+                    self.take_seats(range.end);
                     continue;
                 }
+                None => {
+                    let made = caught(|| {
+                        let service = spare.clone().expect("what is bisected has a spare");
+                        let weights = items.iter().map(|item| plan.weight(item));
+                        (service, weights.fold(0, usize::saturating_add))
+                    });
+                    let ready = match made {
+                        Ok((service, weight)) => ready_again(service).await.map(|it| (it, weight)),
+                        Err(failure) => Err(failure),
+                    };
+                    match ready {
+                        Ok(ready) => ready,
+                        Err(failure) => return self.fail(first..all, failure),
+                    }
+                }
             };
-            match call(&mut service, batch, calls > 1).await {
+            calls += 1;
+            if let Some(hub) = self.hub.upgrade().filter(|_| calls > 1) {
+                hub.stats.count(Cell::Splits, 1);
+            }
+            // Both halves are calls that are still to be made.
+            let copy = plan
+                .copy
+                .filter(|_| items.len() > 1 && calls + parts.len() + 2 <= most);
+            let facts = Facts {
+                weight,
+                flush: taken.flush,
+                deadline: taken.deadline.map(Deadline::at),
+            };
+            let made = caught(|| {
+                let copies = copy.map(|copy| items.iter().map(copy).collect::<Vec<_>>());
+                (copies, service.call(Batch::of(items, facts)))
+            });
+            let (copies, called) = match made {
+                Ok((copies, future)) => (copies, result(future).await),
+                Err(failure) => (None, Err(failure)),
+            };
+            match called {
                 Ok(response) => self.answer(range, response),
                 Err(Failure::Error(error)) => {
-                    let worth = || copies.filter(|_| (plan.worth_splitting)(&*error));
-                    let split = catch_unwind(AssertUnwindSafe(worth)).unwrap_or(None);
-                    let Some(mut left) = split else {
+                    let split = caught(|| copies.filter(|_| (plan.worth_splitting)(&*error)));
+                    let Some(mut left) = split.unwrap_or(None) else {
                         self.fail(range, Failure::Error(error));
                         continue;
                     };
@@ -133,49 +153,103 @@ impl<L: Kit> Flight<L> {
 
     /// Hands out what the service answered to the items of `range`.
     fn answer(&mut self, range: Range<usize>, response: Response<L>) {
+        let seats = self.take_seats(range.end);
         let Some(hub) = self.hub.upgrade() else {
             return;
         };
-        let (first, items) = (range.start, range.len());
-        let seats = self.take_seats(range);
-        let given = catch_unwind(AssertUnwindSafe(|| {
-            let mut unknown = 0;
-            let mut answers: Vec<_> = (0..items).map(|_| None).collect();
-            for (position, answer) in response.into_results(items) {
+        let mut answers: Vec<_> = range.clone().map(|_| None).collect();
+        let mut unknown = 0;
+        // Who had an answer by then, has it.
+        let read = caught(|| {
+            for (position, answer) in response.into_results(answers.len()) {
                 match answers.get_mut(position) {
                     Some(place @ None) => *place = Some(answer.map_err(Into::into)),
                     _ => unknown += 1,
                 }
             }
-            if unknown > 0 {
-                hub.stats.count(Cell::Unknown, unknown);
+        });
+        if unknown > 0 {
+            hub.stats.count(Cell::Unknown, unknown);
+        }
+        let mut given = Vec::with_capacity(seats.len());
+        let mut seats = seats.iter().peekable();
+        while let Some(seat) = seats.next() {
+            let (kind, answer) = match (answers[seat.position - range.start].take(), &read) {
+                (Some(Ok(answer)), _) => (Kind::Ok, Ok(answer)),
+                (Some(Err(error)), _) => (Kind::Error, Err(error)),
+                (None, Ok(())) => (Kind::Missing, Err(missing().into())),
+                (None, Err(failure)) => (Kind::Panic, Err(failure.again())),
+            };
+            let mut twins = iter::from_fn(|| seats.next_if(|twin| twin.position == seat.position));
+            match answer {
+                Ok(answer) => {
+                    for twin in twins {
+                        given.push(match caught(|| hub.plan.dedup.copy(&answer)) {
+                            Ok(copy) => (twin.ticket, kind, Outcome::Answer(Ok(copy))),
+                            Err(failure) => failed(twin, Kind::Panic, failure.again()),
+                        });
+                    }
+                    given.push((seat.ticket, kind, Outcome::Answer(Ok(answer))));
+                }
+                Err(error) => match twins.next() {
+                    None => given.push(failed(seat, kind, error)),
+                    Some(twin) => {
+                        let error = SharedError::new(error);
+                        for seat in [seat, twin].into_iter().chain(twins) {
+                            given.push(failed(seat, kind, error.clone().into()));
+                        }
+                    }
+                },
             }
-            let mut given = Vec::with_capacity(seats.len());
-            let mut left = seats.iter().peekable();
-            while let Some(seat) = left.next() {
-                let answer = answers[seat.position - first].take();
-                hand_out(&hub, seat, &mut left, answer, &mut given);
-            }
-            given
-        }));
-        let given = given.unwrap_or_else(|payload| failed(&seats, Failure::panic(&*payload)));
+        }
         hub.desk.with(|board, debris| board.deliver(given, debris));
     }
 
     /// The items of `range` came to nothing.
     pub(super) fn fail(&mut self, range: Range<usize>, failure: Failure) {
-        let seats = self.take_seats(range);
-        if let Some(hub) = self.hub.upgrade() {
-            let given = failed(&seats, failure);
-            hub.desk.with(|board, debris| board.deliver(given, debris));
-        }
+        let seats = self.take_seats(range.end);
+        let Some(hub) = self.hub.upgrade() else {
+            return;
+        };
+        let kind = match failure {
+            Failure::Panic(_) => Kind::Panic,
+            Failure::Error(_) | Failure::Unready(_) => Kind::Error,
+        };
+        let given = match (failure, &*seats) {
+            // The error of one alone stays as it is.
+            (Failure::Error(error) | Failure::Unready(error), [seat]) => {
+                vec![failed(seat, kind, error)]
+            }
+            (Failure::Error(error) | Failure::Unready(error), seats) => {
+                let error = SharedError::new(error);
+                let given = seats.iter();
+                let given = given.map(|seat| failed(seat, kind, error.clone().into()));
+                given.collect()
+            }
+            (failure @ Failure::Panic(_), seats) => {
+                let given = seats.iter();
+                let given = given.map(|seat| failed(seat, kind, failure.again()));
+                given.collect()
+            }
+        };
+        hub.desk.with(|board, debris| board.deliver(given, debris));
     }
 
-    /// Those who wait for the items of `range`: parts are answered from the front.
-    fn take_seats(&mut self, range: Range<usize>) -> Vec<Sent> {
-        let end = self.seats.partition_point(|seat| seat.position < range.end);
-        let later = self.seats.split_off(end);
+    /// Whether anybody still waits for the items up to `end`.
+    fn is_wanted(&self, end: usize) -> bool {
+        let seats = &self.seats[..self.seats_before(end)];
+        let hub = self.hub.upgrade();
+        hub.is_some_and(|hub| hub.desk.with(|board, _| board.is_any_there(seats)))
+    }
+
+    /// Those who wait for the items up to `end`: parts are answered from the front.
+    fn take_seats(&mut self, end: usize) -> Vec<Sent> {
+        let later = self.seats.split_off(self.seats_before(end));
         mem::replace(&mut self.seats, later)
+    }
+
+    fn seats_before(&self, end: usize) -> usize {
+        self.seats.partition_point(|seat| seat.position < end)
     }
 }
 
@@ -198,87 +272,47 @@ impl<L: Kit> Drop for Flight<L> {
     }
 }
 
-/// Gives the answer of an item to the one of `seat`, and copies to those after it who wait for the same.
-fn hand_out<L: Kit>(
-    hub: &Hub<L>,
-    seat: &Sent,
-    left: &mut Peekable<slice::Iter<'_, Sent>>,
-    answer: Option<Result<Answer<L>, BoxError>>,
-    given: &mut Vec<Given<Answer<L>>>,
-) {
-    let kind = match &answer {
-        Some(Ok(_)) => Kind::Ok,
-        Some(Err(_)) => Kind::Error,
-        None => Kind::Missing,
-    };
-    let mut answer = answer.unwrap_or_else(|| Err(missing().into()));
-    let mut give = |seat: &Sent, answer| {
-        given.push((seat.ticket, kind, Outcome::Answer(answer)));
-    };
-    while let Some(twin) = left.next_if(|twin| twin.position == seat.position) {
-        let copy = match answer {
-            Ok(ref answer) => Ok(hub.plan.dedup.copy(answer)),
-            Err(error) => {
-                let shared = SharedError::new(error);
-                answer = Err(shared.clone().into());
-                Err(shared.into())
-            }
-        };
-        give(twin, copy);
-    }
-    give(seat, answer);
-}
-
-/// Outcomes of those whose call came to nothing. An error of one alone stays as it is.
-fn failed<T>(seats: &[Sent], failure: Failure) -> Vec<Given<T>> {
-    let give = |seat: &Sent, kind, error| (seat.ticket, kind, Outcome::Answer(Err(error)));
-    match (failure, seats) {
-        (Failure::Error(error), [seat]) => vec![give(seat, Kind::Error, error)],
-        (Failure::Error(error), seats) => {
-            let error = SharedError::new(error);
-            let error = || error.clone().into();
-            let given = seats.iter().map(|seat| give(seat, Kind::Error, error()));
-            given.collect()
+/// The service once it is ready.
+async fn ready_again<S: Batching<Req>, Req>(mut service: S) -> Result<S, Failure> {
+    let ready = poll_fn(|cx| match caught(|| service.poll_ready(cx)) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(ready)) => {
+            Poll::Ready(ready.map_err(|error| Failure::Unready(error.into())))
         }
-        (Failure::Panic(message), seats) => {
-            let error = || Rejection::new("batch", Reason::Panicked, message.clone()).into();
-            let given = seats.iter().map(|seat| give(seat, Kind::Panic, error()));
-            given.collect()
-        }
-    }
+        Err(failure) => Poll::Ready(Err(failure)),
+    });
+    ready.await.map(|()| service)
 }
 
-/// Calls `service`, which is ready unless it is to be `awaited`.
-async fn call<S: Batching<Req>, Req>(
-    service: &mut S,
-    batch: Batch<Req>,
-    awaited: bool,
-) -> Result<S::Response, Failure> {
-    if awaited {
-        caught(poll_fn(|cx| service.poll_ready(cx))).await?;
-    }
-    let called = catch_unwind(AssertUnwindSafe(|| service.call(batch)));
-    match called {
-        Ok(future) => caught(future).await,
-        Err(payload) => Err(Failure::panic(&*payload)),
-    }
-}
-
-/// A panic of `future` is its result.
-async fn caught<T, E: Into<BoxError>>(
+/// What a call comes to. A panic is a result too, even that of a future that is dropped, unless there is an answer by then.
+async fn result<T, E: Into<BoxError>>(
     future: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure> {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        let poll = AssertUnwindSafe(|| future.as_mut().poll(cx));
-        match catch_unwind(poll) {
+    let mut future = pin!(Some(future));
+    let result = poll_fn(|cx| {
+        let Some(future) = future.as_mut().as_pin_mut() else {
+            unreachable!("a future is there until it is ready");
+        };
+        match caught(|| future.poll(cx)) {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(Ok(done))) => Poll::Ready(Ok(done)),
-            Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(Failure::Error(error.into()))),
-            Err(payload) => Poll::Ready(Err(Failure::panic(&*payload))),
+            Ok(Poll::Ready(done)) => {
+                Poll::Ready(done.map_err(|error| Failure::Error(error.into())))
+            }
+            Err(failure) => Poll::Ready(Err(failure)),
         }
     })
-    .await
+    .await;
+    let _panicked = caught(|| future.set(None));
+    result
+}
+
+/// What foreign code comes to.
+pub(super) fn caught<T>(foreign: impl FnOnce() -> T) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(foreign)).map_err(|payload| Failure::panic(&*payload))
+}
+
+fn failed<T>(seat: &Sent, kind: Kind, error: BoxError) -> Given<T> {
+    (seat.ticket, kind, Outcome::Answer(Err(error)))
 }
 
 fn missing() -> Rejection {
@@ -292,7 +326,7 @@ fn missing() -> Rejection {
 // ===== impl Failure =====
 
 impl Failure {
-    pub(super) fn panic(payload: &(dyn Any + Send)) -> Self {
+    fn panic(payload: &(dyn Any + Send)) -> Self {
         let said = payload
             .downcast_ref::<&str>()
             .copied()
@@ -301,5 +335,14 @@ impl Failure {
             Some(said) => format!("the call of its batch panicked: {said}"),
             None => "the call of its batch panicked".to_owned(),
         })
+    }
+
+    /// The error of a panic, for one of several.
+    fn again(&self) -> BoxError {
+        let message = match self {
+            Self::Panic(message) => message.clone(),
+            Self::Error(error) | Self::Unready(error) => error.to_string(),
+        };
+        Rejection::new("batch", Reason::Panicked, message).into()
     }
 }

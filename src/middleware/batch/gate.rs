@@ -1,8 +1,9 @@
 //! Who waits for room.
 //!
-//! The gate reserves nothing: a caller that is woken looks again, and one that comes late finds the hard cap. So that nobody
-//! waits beside an open gate, one is woken for every place that becomes free; one that is woken and leaves, or finds more
-//! room than it needs, wakes the next.
+//! The gate reserves nothing: a caller that is woken looks again, and one that comes late finds the hard cap. One is woken for
+//! every place that becomes free; one that is woken and leaves, or finds more room than it needs, wakes the next; whoever
+//! comes while others wait is behind them. A caller that is woken and never comes holds up the others no longer than until
+//! nothing is under way: then all in line are woken.
 
 use std::task::Waker;
 
@@ -33,6 +34,10 @@ struct Sitting {
 const KEPT: usize = 1_024;
 
 impl Line {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Waits, at the end of the line; or at its front after it was woken in vain. Gives a waker that is not needed any more.
     pub(super) fn wait(&mut self, seat: &mut Option<Seat>, waker: &Waker) -> Option<Waker> {
         match *seat {

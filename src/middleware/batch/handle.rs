@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,7 +19,11 @@ pub struct BatchHandle(Arc<State>);
 
 /// Ready when all that was accepted is answered; made by [`BatchHandle::drain`].
 #[must_use = "the layer is closed, but nobody waits for what is under way"]
-pub struct Drain(Arc<State>);
+pub struct Drain {
+    state: Arc<State>,
+    /// Unlike that of any other.
+    id: u64,
+}
 
 /// The names of the knobs.
 const MAX_ITEMS: &str = "max_items";
@@ -30,7 +35,7 @@ const MAX_DELAY: &str = "max_delay";
 pub struct BatchSnapshot {
     /// Items accepted.
     pub items: u64,
-    /// Batches sent; parts sent again are not counted.
+    /// Batches taken to be sent, one that its service was never ready for included; parts sent again are not counted.
     pub batches: u64,
     /// Items that were sent for each batch, on average; items that waited for the same as another are counted too.
     pub mean_size: f64,
@@ -68,8 +73,12 @@ impl BatchHandle {
     /// Accepts nothing more, from this call on and for good: requests fail with
     /// [`Reason::Closed`](crate::error::Reason::Closed). What was accepted is due, and when it is answered the future is ready.
     pub fn drain(&self) -> Drain {
+        static DRAINS: AtomicU64 = AtomicU64::new(0);
         self.0.close();
-        Drain(self.0.clone())
+        Drain {
+            state: self.0.clone(),
+            id: DRAINS.fetch_add(1, Ordering::Relaxed),
+        }
     }
 
     /// A batch has at most so many items from now on. How many may wait stays as it was.
@@ -206,17 +215,23 @@ impl Future for Drain {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match self.0.is_drained(cx) {
+        match self.state.is_drained(self.id, cx) {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
     }
 }
 
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.state.forget_drain(self.id);
+    }
+}
+
 impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Drain")
-            .field("state", &self.0)
+            .field("state", &self.state)
             .finish_non_exhaustive()
     }
 }

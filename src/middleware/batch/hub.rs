@@ -1,5 +1,7 @@
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
@@ -67,6 +69,8 @@ pub(super) struct Hub<L: Kit> {
     hasher: RandomState,
     this: Weak<Self>,
     crew: Option<Arc<Crew>>,
+    /// A collector has met a runtime without timers, or none: since then whoever polls looks at the time.
+    pub(super) untimed: AtomicBool,
 }
 
 /// What a future asks of the shards of its service, without knowing their type.
@@ -125,6 +129,7 @@ impl<L: Kit> Hub<L> {
                 Drive::Tasks(_) => None,
                 Drive::Callers => Some(Crew::new(this.clone())),
             },
+            untimed: AtomicBool::new(false),
         })
     }
 
@@ -169,11 +174,17 @@ impl<L: Kit> Hub<L> {
             same,
         };
         let now = clock::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.desk.with(|board, _| board.expire_at_once());
+            return Err(late().into());
+        }
         // Keys and parcels that are not taken are foreign, and dropped where no lock is held.
         let mut key = Some(key);
         let pushed = self
             .desk
             .with(|board, debris| board.push(hash, &mut key, parcel, now, debris));
+        // Nobody has the ticket yet, should it panic.
+        let _panicked = catch_unwind(AssertUnwindSafe(|| drop(key)));
         match pushed {
             Ok((ticket, claim)) => Ok((ticket, deadline, claim)),
             Err((refused, _parcel)) => Err(self.rejection(refused).into()),
@@ -188,11 +199,12 @@ impl<L: Kit> Hub<L> {
         }
     }
 
-    /// A collector begins, with the service that `service` makes.
-    pub(super) fn begin(&self, claim: Claim, service: impl FnOnce() -> L::Service) {
+    /// A collector begins, with the service that `service` makes; `anew` if another was lost.
+    pub(super) fn begin(&self, claim: Claim, anew: bool, service: impl FnOnce() -> L::Service) {
         // From here on, whatever happens, the claim is not forgotten.
-        let mut collector = Collector::new(self.this.clone(), claim);
+        let mut collector = Collector::new(self.this.clone(), claim, anew);
         collector.service = Some(service());
+        let _scope = collector.begins();
         let task = Box::pin(task::run(collector));
         match (&self.settings.drive, &self.crew) {
             (Drive::Tasks(executor), _) => executor.execute(task),
@@ -203,7 +215,7 @@ impl<L: Kit> Hub<L> {
 
     /// Looks what became of an item.
     fn poll(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<Result<Answer<L>, BoxError>> {
-        let mut driven = false;
+        let (mut driven, mut begun) = (false, false);
         loop {
             let waker = cx.waker();
             let found = self
@@ -211,9 +223,24 @@ impl<L: Kit> Hub<L> {
                 .with(|board, debris| board.ask(ticket, waker, clock::now, debris));
             match found {
                 Found::Done(outcome) => return Poll::Ready(self.result(outcome)),
-                Found::Orphan(claim, service) => self.begin(claim, || service),
-                Found::Waiting if driven || !self.drive(cx) => return Poll::Pending,
-                Found::Waiting => driven = true,
+                Found::Orphan(claim, service) if begun => {
+                    // Its executor drops what it is given.
+                    self.desk
+                        .with(|board, debris| board.abandon(claim, false, Some(service), debris));
+                }
+                Found::Orphan(claim, service) => {
+                    begun = true;
+                    self.begin(claim, true, || service);
+                }
+                Found::Waiting if !driven && self.drive() => driven = true,
+                Found::Waiting => {
+                    if self.untimed.load(Ordering::Relaxed) {
+                        let now = clock::now();
+                        self.desk
+                            .with(|board, debris| board.look(ticket, now, debris));
+                    }
+                    return Poll::Pending;
+                }
             }
         }
     }
@@ -235,15 +262,15 @@ impl<L: Kit> Hub<L> {
             self.desk
                 .with(|board, debris| board.enter(seat, cx.waker(), debris))
         };
-        match enter(cx) || (self.drive(cx) && enter(cx)) {
+        match enter(cx) || (self.drive() && enter(cx)) {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
     }
 
-    /// Where callers drive: whether there was anything to do. If there is more, `cx` is woken.
-    fn drive(&self, cx: &mut Context<'_>) -> bool {
-        self.crew.as_ref().is_some_and(|crew| crew.drive(cx))
+    /// Where callers drive: whether there was anything to do. If there is more, all who wait are woken.
+    fn drive(&self) -> bool {
+        self.crew.as_ref().is_some_and(Crew::drive)
     }
 
     fn result(&self, outcome: Outcome<Result<Answer<L>, BoxError>>) -> Result<Answer<L>, BoxError> {
@@ -313,9 +340,17 @@ impl<L: Kit> Hubs for Hub<L> {
         self.desk.with(|board, debris| board.close(now, debris));
     }
 
-    fn is_drained(&self, cx: &mut Context<'_>) -> bool {
-        let drained = |cx: &mut Context<'_>| self.desk.with(|board, _| board.drained(cx.waker()));
-        drained(cx) || (self.drive(cx) && drained(cx))
+    fn is_drained(&self, drain: u64, cx: &mut Context<'_>) -> bool {
+        let drained = |cx: &mut Context<'_>| {
+            self.desk
+                .with(|board, debris| board.drained(drain, cx.waker(), debris))
+        };
+        drained(cx) || (self.drive() && drained(cx))
+    }
+
+    fn forget_drain(&self, drain: u64) {
+        self.desk
+            .with(|board, debris| board.forget_drain(drain, debris));
     }
 
     fn set_rules(&self, set: &dyn Fn(&mut Rules)) {

@@ -3,7 +3,7 @@ use std::convert::Infallible;
 use std::hash::Hash;
 use std::iter;
 
-use crate::base::error::BoxError;
+use crate::base::error::{BoxError, SharedError};
 
 /// The answer to a batch, as one answer for each of its items.
 ///
@@ -132,13 +132,37 @@ impl<Q: Hash + Eq> Keys<Q> {
 
     /// Gives each of the `found` values to all who asked for its key.
     pub fn answer<T: Clone>(self, found: impl IntoIterator<Item = (Q, T)>) -> Answers<T> {
-        self.results(found.into_iter().map(|(key, value)| (key, Ok(value))))
+        let found = found.into_iter().map(|(key, value)| (key, Ok(value)));
+        self.give(found, |value| match value {
+            Ok(value) => (Ok(value.clone()), Ok(value)),
+        })
     }
 
-    /// Gives each of the `found` results to all who asked for its key.
-    pub fn results<T: Clone, E: Clone>(
+    /// Gives each of the `found` results to all who asked for its key; an error to several as a [`SharedError`].
+    pub fn results<T: Clone, E: Into<BoxError>>(
         self,
         found: impl IntoIterator<Item = (Q, Result<T, E>)>,
+    ) -> Answers<T, BoxError> {
+        let found = found
+            .into_iter()
+            .map(|(key, result)| (key, result.map_err(Into::into)));
+        self.give(found, |result| match result {
+            Ok(value) => (Ok(value.clone()), Ok(value)),
+            Err(error) => {
+                let error = match error.downcast::<SharedError>() {
+                    Ok(shared) => *shared,
+                    Err(error) => SharedError::new(error),
+                };
+                (Err(error.clone().into()), Err(error.into()))
+            }
+        })
+    }
+
+    /// `twice` makes two of one.
+    fn give<T, E>(
+        self,
+        found: impl Iterator<Item = (Q, Result<T, E>)>,
+        twice: impl Fn(Result<T, E>) -> (Result<T, E>, Result<T, E>),
     ) -> Answers<T, E> {
         let mut positions: HashMap<&Q, Vec<usize>> = HashMap::with_capacity(self.keys.len());
         for (position, key) in self.keys.iter().enumerate() {
@@ -147,10 +171,14 @@ impl<Q: Hash + Eq> Keys<Q> {
         // Where what nobody asked for goes: beyond the batch, where it is counted.
         let beyond = self.keys.len();
         let mut answers = Vec::with_capacity(self.keys.len());
-        for (key, result) in found {
+        for (key, mut result) in found {
             match positions.get(&key).map(Vec::as_slice) {
                 Some([others @ .., last]) => {
-                    answers.extend(others.iter().map(|other| (*other, result.clone())));
+                    for other in others {
+                        let (one, another) = twice(result);
+                        answers.push((*other, one));
+                        result = another;
+                    }
                     answers.push((*last, result));
                 }
                 _ => answers.push((beyond, result)),

@@ -1,15 +1,16 @@
 use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tower_service::Service;
 
 use super::dedup::Dedup;
 use super::future::ResponseFuture;
 use super::gate::Seat;
-use super::hub::{Batching, Hub, Types};
+use super::hub::{Hub, Types};
 use super::plan::Plan;
+use super::request::Batch;
 use super::results::IntoResults;
 use super::state::State;
 use crate::base::error::BoxError;
@@ -29,6 +30,8 @@ struct Turn {
     state: Lease<State>,
     seat: Option<Seat>,
     leave: fn(&State, Seat),
+    /// It was found ready, and stays so until it is called: room is not kept for it, but it is not told otherwise either.
+    ready: bool,
 }
 
 impl<S, P> Batched<S, P> {
@@ -37,6 +40,7 @@ impl<S, P> Batched<S, P> {
             state,
             seat: None,
             leave: |_, _| {},
+            ready: false,
         };
         Self {
             inner,
@@ -59,7 +63,10 @@ impl<S, P> Batched<S, P> {
 
 impl<S, Req, K, D> Service<Req> for Batched<S, Plan<Req, K, D>>
 where
-    S: Batching<Req>,
+    S: Service<Batch<Req>> + Clone + Send + 'static,
+    S::Response: IntoResults<Response: Send + 'static>,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
     Req: Send + 'static,
     K: Hash + Eq + Send + 'static,
     D: Dedup<Req, <S::Response as IntoResults>::Response>,
@@ -70,12 +77,17 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        let hub = Hub::<Types<S, Req, K, D>>::of(&self.turn.state);
-        self.turn.leave = Hub::<Types<S, Req, K, D>>::leave_line;
-        hub.poll_room(&mut self.turn.seat, cx).map(Ok)
+        if !self.turn.ready {
+            let hub = Hub::<Types<S, Req, K, D>>::of(&self.turn.state);
+            self.turn.leave = Hub::<Types<S, Req, K, D>>::leave_line;
+            ready!(hub.poll_room(&mut self.turn.seat, cx));
+            self.turn.ready = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
+        self.turn.ready = false;
         let state = self.turn.state.clone();
         let hub = Hub::<Types<S, Req, K, D>>::of(&self.turn.state);
         match hub.accept(&self.turn.state, self.scope, req) {
@@ -83,7 +95,7 @@ where
                 let verbs = Hub::<Types<S, Req, K, D>>::VERBS;
                 let future = ResponseFuture::waiting(state, verbs, ticket, deadline);
                 if let Some(claim) = claim {
-                    hub.begin(claim, || self.inner.clone());
+                    hub.begin(claim, false, || self.inner.clone());
                 }
                 future
             }

@@ -64,6 +64,8 @@ pub(super) enum State {
     Open,
     Due(Flush),
     Granted(Flush),
+    /// It had a slot, and gave it back while its service is not ready.
+    Held(Flush),
 }
 
 pub(super) struct Shard<C: Cargo> {

@@ -69,8 +69,9 @@ pub(super) trait Hubs: Send + Sync {
     fn tally(&self) -> Tally;
     fn flush(&self);
     fn close(&self);
-    /// Whether nothing is under way; if not, `cx` is woken when that is so.
-    fn is_drained(&self, cx: &mut Context<'_>) -> bool;
+    /// Whether nothing is under way; if not, `cx` is woken when that is so. `drain` tells one who asks from another.
+    fn is_drained(&self, drain: u64, cx: &mut Context<'_>) -> bool;
+    fn forget_drain(&self, drain: u64);
     fn set_rules(&self, set: &dyn Fn(&mut Rules));
 }
 
@@ -138,11 +139,12 @@ impl State {
     /// Whether it was closed. A service of a type that is new finds out here, the others by their shards.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
+        self.closed.load(Ordering::SeqCst)
     }
 
     pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+        // Before it looks which types of service there are; they look after they have come to be.
+        self.closed.store(true, Ordering::SeqCst);
         for hub in self.hubs.iter() {
             hub.close();
         }
@@ -154,8 +156,14 @@ impl State {
         }
     }
 
-    pub(super) fn is_drained(&self, cx: &mut Context<'_>) -> bool {
-        self.hubs.iter().all(|hub| hub.is_drained(cx))
+    pub(super) fn is_drained(&self, drain: u64, cx: &mut Context<'_>) -> bool {
+        self.hubs.iter().all(|hub| hub.is_drained(drain, cx))
+    }
+
+    pub(super) fn forget_drain(&self, drain: u64) {
+        for hub in self.hubs.iter() {
+            hub.forget_drain(drain);
+        }
     }
 
     pub(super) fn tally(&self) -> Tally {

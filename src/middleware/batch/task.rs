@@ -1,15 +1,16 @@
 //! The task of a batch: it waits until the batch is due and may be sent, takes it, and sends it.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use tower_service::Service as _;
 
 use super::board::{Claim, Next, Taken};
-use super::flight::{Failure, Flight};
+use super::flight::{Failure, Flight, caught};
 use super::hub::{Hub, Kit};
 use super::state::Measure;
 use crate::base::clock;
@@ -22,7 +23,17 @@ pub(super) struct Collector<L: Kit> {
     /// Never called itself: what is called is a clone.
     pub(super) service: Option<L::Service>,
     ran: bool,
+    /// Its shard has lost a collector before.
+    anew: bool,
 }
+
+thread_local! {
+    /// The collector that is given to an executor just now.
+    static BEGINNING: Cell<Option<(usize, Claim)>> = const { Cell::new(None) };
+}
+
+/// As long as that is there a collector begins; what began before, after that.
+pub(super) struct Beginning(Option<(usize, Claim)>);
 
 pub(super) async fn run<L: Kit>(mut collector: Collector<L>) {
     let Some(ready) = collector.turn().await else {
@@ -41,13 +52,23 @@ pub(super) async fn run<L: Kit>(mut collector: Collector<L>) {
 // ===== impl Collector =====
 
 impl<L: Kit> Collector<L> {
-    pub(super) fn new(hub: Weak<Hub<L>>, claim: Claim) -> Self {
+    pub(super) fn new(hub: Weak<Hub<L>>, claim: Claim, anew: bool) -> Self {
         Self {
             hub,
             claim,
             service: None,
             ran: false,
+            anew,
         }
+    }
+
+    /// It is given to an executor now.
+    pub(super) fn begins(&self) -> Beginning {
+        Beginning(BEGINNING.replace(Some(self.number())))
+    }
+
+    fn number(&self) -> (usize, Claim) {
+        (self.hub.as_ptr().addr(), self.claim)
     }
 
     /// Waits until a batch may be taken and a service is ready for it, or failed to be. Nothing when there is none to take.
@@ -67,8 +88,19 @@ impl<L: Kit> Collector<L> {
                 match next {
                     Next::Leave => return Poll::Ready(None),
                     Next::Wait(until) if timer.poll(cx, until) => {}
-                    Next::Wait(_) => return Poll::Pending,
-                    Next::Take(_) => return self.poll_service(&mut called, cx).map(Some),
+                    Next::Wait(until) => {
+                        if until.is_some() && !timer.is_set() {
+                            hub.untimed.store(true, Ordering::Relaxed);
+                        }
+                        return Poll::Pending;
+                    }
+                    Next::Take(_) => {
+                        let polled = self.poll_service(&mut called, cx);
+                        if polled.is_pending() {
+                            hub.desk.with(|board, debris| board.hold(claim, debris));
+                        }
+                        return polled.map(Some);
+                    }
                 }
             }
         });
@@ -82,17 +114,18 @@ impl<L: Kit> Collector<L> {
         called: &mut Option<L::Service>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Failure>> {
-        let polled = catch_unwind(AssertUnwindSafe(|| {
+        let polled = caught(|| {
             let Some(service) = &self.service else {
                 unreachable!("a collector that runs has a service");
             };
             called.get_or_insert_with(|| service.clone()).poll_ready(cx)
-        }));
+        });
         match polled {
             Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
-            Ok(Poll::Ready(Err(error))) => Poll::Ready(Err(Failure::Error(error.into()))),
-            Err(payload) => Poll::Ready(Err(Failure::panic(&*payload))),
+            Ok(Poll::Ready(ready)) => {
+                Poll::Ready(ready.map_err(|error| Failure::Unready(error.into())))
+            }
+            Err(failure) => Poll::Ready(Err(failure)),
         }
     }
 
@@ -112,7 +145,8 @@ impl<L: Kit> Collector<L> {
         hub.stats.record(Measure::Size, taken.items.len() as u64);
         hub.stats.record(Measure::Weight, taken.weight as u64);
         if let Some((next, service)) = taken.next.zip(self.service.take()) {
-            hub.begin(next, || service);
+            // Should that fail, those who wait there are told, and this batch is not theirs.
+            let _failed = caught(|| hub.begin(next, false, || service));
         }
         Some((flight, taken))
     }
@@ -124,8 +158,18 @@ impl<L: Kit> Drop for Collector<L> {
         let Some(hub) = self.hub.upgrade() else {
             return;
         };
-        let (claim, ran, service) = (self.claim, self.ran, self.service.take());
+        // Where an executor drops what it is given there is nothing to run tasks. One that drops what it has may be at its
+        // end, and another is to be tried, once.
+        let refused = BEGINNING.get() == Some(self.number());
+        let again = !refused && (self.ran || !self.anew);
+        let (claim, service) = (self.claim, self.service.take());
         hub.desk
-            .with(|board, debris| board.abandon(claim, ran, service, debris));
+            .with(|board, debris| board.abandon(claim, again, service, debris));
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        BEGINNING.set(self.0);
     }
 }

@@ -28,7 +28,6 @@ async fn what_comes_while_one_is_in_flight_goes_together() -> Result<(), BoxErro
         assert_eq!(answer.await??, n as u32 + 1);
     }
     assert_eq!(*SIZES.lock().unwrap(), [1, 64, 36]);
-    println!("{:?}", layer.handle().snapshot());
     layer.handle().drain().await;
     assert!(service.clone().ready().await?.call(7).await.is_err());
     Ok(())

@@ -977,7 +977,7 @@ fn the_gate_is_shut_when_what_waits_is_as_heavy_as_may_be() {
     world.comes(0, 11, None);
     let visitor = world.queues();
     assert!(matches!(
-        world.push(0, 0, None, None),
+        world.push(0, 1, None, None),
         Err(Refused::Full { .. })
     ));
     world.leave(light);
@@ -1019,23 +1019,63 @@ fn whoever_is_woken_in_vain_is_first_again() {
 }
 
 #[test]
-fn whoever_comes_in_or_goes_away_wakes_the_next_if_there_is_room() {
-    for goes in [false, true] {
-        let mut world = world(|rules| rules.queue_items = 1);
-        world.busy(0);
-        let caller = world.item(0);
-        let visitors = [world.queues(), world.queues(), world.queues()];
-        world.leave(caller);
-        match goes {
-            true => world.leave_line(visitors[0]),
-            false => assert!(world.enter(visitors[0])),
-        }
-        assert!(world.visitor_runs(visitors[1]));
-        world.item(0);
-        world.leave_line(visitors[1]);
-        assert!(!world.visitor_runs(visitors[2]));
-        world.quiet();
-    }
+fn whoever_goes_away_wakes_the_next_if_there_is_room() {
+    let mut world = world(|rules| rules.queue_items = 1);
+    world.busy(0);
+    let caller = world.item(0);
+    let visitors = [world.queues(), world.queues(), world.queues()];
+    world.leave(caller);
+    world.leave_line(visitors[0]);
+    assert!(world.visitor_runs(visitors[1]));
+    world.item(0);
+    world.leave_line(visitors[1]);
+    assert!(!world.visitor_runs(visitors[2]));
+    world.quiet();
+}
+
+#[test]
+fn one_place_lets_one_in_and_two_places_two() {
+    let mut world = world(|rules| rules.queue_items = 2);
+    world.busy(0);
+    let callers = [world.item(0), world.item(0)];
+    let visitors = [world.queues(), world.queues(), world.queues()];
+    world.leave(callers[0]);
+    assert!(world.enter(visitors[0]));
+    assert!(!world.visitor_runs(visitors[1]), "there is no room for it");
+    world.leave(callers[1]);
+    assert!(world.enter(visitors[1]));
+    assert!(
+        world.visitor_runs(visitors[2]),
+        "nobody has taken the first"
+    );
+    world.quiet();
+}
+
+#[test]
+fn whoever_comes_while_others_are_in_line_is_behind_them() {
+    let mut world = world(|rules| rules.queue_items = 1);
+    world.busy(0);
+    let caller = world.item(0);
+    let first = world.queues();
+    world.queues();
+    world.leave(caller);
+    let late = world.visit();
+    assert!(!world.enter(late));
+    assert!(world.enter(first));
+    world.quiet();
+}
+
+#[test]
+fn whoever_is_woken_and_never_comes_holds_up_nobody_for_good() {
+    let mut world = world(|rules| rules.queue_items = 1);
+    let batch = world.busy(0);
+    let caller = world.item(0);
+    let visitors = [world.queues(), world.queues(), world.queues()];
+    world.leave(caller);
+    assert!(world.visitor_runs(visitors[0]) && !world.visitor_runs(visitors[1]));
+    world.answers(batch);
+    assert!(visitors.iter().all(|visitor| world.visitor_runs(*visitor)));
+    world.quiet();
 }
 
 #[test]

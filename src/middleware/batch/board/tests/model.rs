@@ -107,15 +107,20 @@ impl Model {
         self.lines.values().map(|line| line.in_flight).sum()
     }
 
-    /// As much waits as is `times` the room there is.
-    pub(super) fn is_full(&self, times: u128) -> bool {
+    /// As much waits as there is room for.
+    pub(super) fn is_full(&self) -> bool {
         let weight = self.rules.queue_weight;
-        self.waiting() as u128 >= times * self.rules.queue_items as u128
-            || weight.is_some_and(|max| self.weight() >= times * max as u128)
+        self.waiting() >= self.rules.queue_items
+            || weight.is_some_and(|max| self.weight() >= max as u128)
+    }
+
+    fn would_be_too_heavy(&self, weight: usize) -> bool {
+        let (now, most) = (self.weight(), self.rules.queue_weight);
+        most.is_some_and(|max| now > 0 && now + weight as u128 > 2 * max as u128)
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.closed || !self.is_full(1)
+        self.closed || !self.is_full()
     }
 
     pub(super) fn is_late(&self, caller: usize) -> bool {
@@ -149,7 +154,7 @@ impl Model {
             (Flush::Drain, self.closed),
             (Flush::Asked, oldest.turn < self.asked),
             (Flush::Idle, idle && rules.max_delay == Duration::ZERO),
-            (Flush::Memory, self.is_full(1)),
+            (Flush::Memory, self.is_full()),
         ];
         let reasons = reasons.into_iter().filter(|(_, is)| *is);
         reasons.map(|(flush, _)| flush).collect()
@@ -194,7 +199,7 @@ impl Model {
             Some(Refused::Closed)
         } else if weight > max && !self.rules.alone {
             Some(Refused::TooHeavy { weight, max })
-        } else if self.is_full(2) {
+        } else if self.waiting() / 2 >= self.rules.queue_items || self.would_be_too_heavy(weight) {
             Some(Refused::Full {
                 waiting: self.waiting(),
                 weight: self.weight(),

@@ -403,7 +403,10 @@ impl World {
             Step::Take(a) => {
                 let takes = self.collectors.iter().filter(|(_, other)| other.takes);
                 if let Some(collector) = pick(a, takes.map(|(collector, _)| collector)) {
-                    self.take(collector);
+                    match a % 4 {
+                        0 => self.hold(collector),
+                        _ => drop(self.take(collector)),
+                    }
                 }
             }
             Step::Deliver(a, b) => {
@@ -663,6 +666,16 @@ impl World {
         next
     }
 
+    /// Its service is not ready; it asks again some time.
+    pub(super) fn hold(&mut self, collector: usize) {
+        let holds = self.collectors.get_mut(&collector).unwrap();
+        (holds.takes, holds.task.waits) = (false, false);
+        let claim = holds.claim;
+        let ((), fallen) = self.with(|board, debris| board.hold(claim, debris));
+        assert!(fallen.is_empty());
+        self.check();
+    }
+
     /// Takes the batch, if the claim is good and its turn has come.
     pub(super) fn take(&mut self, collector: usize) -> Option<Went> {
         let Collector { claim, key, .. } = self.collectors[&collector];
@@ -875,8 +888,9 @@ impl World {
 
     /// Whether a visitor may come in; it does so if it may.
     pub(super) fn enter(&mut self, visitor: usize) -> bool {
-        let open = self.model.is_open();
         let Visitor { mut seat, mut task } = self.visitors.remove(&visitor).unwrap();
+        let behind = seat.is_none() && !self.line.is_empty() && !self.model.closed;
+        let open = self.model.is_open() && !behind;
         let (is_new, was_woken) = (seat.is_none(), !self.line.contains(&visitor));
         let waker = task.asks();
         if open {
@@ -948,8 +962,9 @@ impl World {
     }
 
     fn drains(&mut self, place: usize) {
+        let drain = Arc::as_ptr(&self.drainers[place].wakes).addr() as u64;
         let waker = self.drainers[place].asks();
-        let (done, _) = self.with(|board, _| board.drained(&waker));
+        let (done, _) = self.with(|board, debris| board.drained(drain, &waker, debris));
         drop(waker);
         assert_eq!(done, self.is_drained());
         if done {
@@ -1020,7 +1035,7 @@ impl World {
         };
         assert_eq!(board.tally(), tally);
         assert_eq!(board.is_open(), model.is_open());
-        assert_eq!(board.urge.pressed, model.is_full(1));
+        assert_eq!(board.urge.pressed, model.is_full());
         assert_eq!(board.waiting_weight, model.weight());
         let entries = model.lines.values().flat_map(|line| &line.queue);
         let sames = entries.filter(|entry| entry.same.is_some()).count();
@@ -1070,6 +1085,7 @@ impl World {
                 }
                 State::Due(_) => due += 1,
                 State::Granted(_) => granted += 1,
+                State::Held(_) => {}
             }
         }
         assert_eq!((board.open.len(), board.due.len()), (open, due));
@@ -1112,7 +1128,7 @@ impl World {
                     }
                     self.due.remove(&key);
                 }
-                State::Empty | State::Blocked | State::Open => {
+                State::Empty | State::Blocked | State::Open | State::Held(_) => {
                     self.granted.remove(&key);
                     self.due.remove(&key);
                 }
@@ -1168,9 +1184,9 @@ impl World {
         let room = self.model.rules.queue_items.saturating_sub(waiting);
         let awake = woken >= left.min(room) && !self.model.closed;
         assert!(self.line.is_empty() || awake, "there is room for more");
-        let comes = |visitor: &Visitor| visitor.seat.is_some() && visitor.task.runs();
-        let coming = self.visitors.values().any(comes);
-        assert!(self.line.is_empty() || coming, "nobody comes in");
+        // Something will be answered, and then they are asked in.
+        let idle = waiting == 0 && self.board.taken == 0;
+        assert!(self.line.is_empty() || !idle, "nobody comes in");
     }
 
     // ----- the end -----
