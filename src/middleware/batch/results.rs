@@ -43,7 +43,8 @@ pub struct All<T>(pub T);
 /// let batch = Batch::new(["a", "b", "a"]);
 /// let keys = batch.keys(|key| *key);
 /// let rows = HashMap::from([("a", 1), ("c", 3)]);
-/// let answers: Vec<_> = keys.answer(rows).into_results(3).collect();
+/// let mut answers: Vec<_> = keys.answer(rows).into_results(3).collect();
+/// answers.sort();
 /// // Both who asked for a get it; b is missing; nobody asked for c.
 /// assert_eq!(answers[..2], [(0, Ok(1)), (2, Ok(1))]);
 /// assert_eq!(answers.len(), 3);
