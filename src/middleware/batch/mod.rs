@@ -172,6 +172,7 @@ mod collector;
 mod crew;
 mod dedup;
 mod desk;
+mod destinations;
 mod flight;
 mod future;
 mod gate;
@@ -192,6 +193,7 @@ mod state;
 mod task;
 
 pub use dedup::{Dedup, DedupBy, Distinct};
+pub use destinations::{DestinationError, DestinationFuture, Destinations};
 pub use future::ResponseFuture;
 pub use handle::{BatchHandle, BatchSnapshot, Drain};
 pub use http::{HttpBatch, HttpBatchError, HttpCodec};
