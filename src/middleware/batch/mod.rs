@@ -176,6 +176,8 @@ mod destinations;
 mod flight;
 mod future;
 mod gate;
+#[cfg(feature = "tonic")]
+mod grpc;
 mod handle;
 mod http;
 mod hub;
@@ -195,6 +197,8 @@ mod task;
 pub use dedup::{Dedup, DedupBy, Distinct};
 pub use destinations::{DestinationError, DestinationFuture, Destinations};
 pub use future::ResponseFuture;
+#[cfg(feature = "tonic")]
+pub use grpc::GrpcBatch;
 pub use handle::{BatchHandle, BatchSnapshot, Drain};
 pub use http::{HttpBatch, HttpBatchError, HttpCodec};
 pub use layer::BatchLayer;

@@ -7,7 +7,7 @@ use crate::base::clock;
 use crate::base::deadline::Deadline;
 use crate::base::timer::Timer;
 
-/// A batch on its way to a backend: the response future of [`HttpBatch`](super::HttpBatch).
+/// A batch on its way to a backend: the response future of [`HttpBatch`](super::HttpBatch) and of the gRPC forms.
 ///
 /// One box, one allocation for each batch. When it is dropped the call is, with whatever it holds.
 #[must_use = "futures do nothing unless polled"]
