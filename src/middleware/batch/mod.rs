@@ -198,7 +198,7 @@ pub use dedup::{Dedup, DedupBy, Distinct};
 pub use destinations::{DestinationError, DestinationFuture, Destinations};
 pub use future::ResponseFuture;
 #[cfg(feature = "tonic")]
-pub use grpc::GrpcBatch;
+pub use grpc::{ById, GrpcBatch, GrpcStreamBatch, GrpcStreamError, Ordered};
 pub use handle::{BatchHandle, BatchSnapshot, Drain};
 pub use http::{HttpBatch, HttpBatchError, HttpCodec};
 pub use layer::BatchLayer;

@@ -54,7 +54,7 @@ pub struct Keys<Q> {
     keys: Vec<Q>,
 }
 
-/// Answers that were found by key; made by [`Keys`].
+/// Answers that were found by key, made by [`Keys`], or that came over a stream.
 #[derive(Debug, Clone)]
 pub struct Answers<T, E = Infallible> {
     found: Vec<(usize, Result<T, E>)>,
@@ -104,6 +104,16 @@ impl<T, E: Into<BoxError>> IntoResults for Answers<T, E> {
 
     fn into_results(self, _: usize) -> impl Iterator<Item = (usize, Result<T, E>)> {
         self.found.into_iter()
+    }
+}
+
+// ===== impl Answers =====
+
+impl<T, E> Answers<T, E> {
+    /// Answers of which each has the position of its item.
+    #[cfg(feature = "tonic")]
+    pub(super) fn of(found: Vec<(usize, Result<T, E>)>) -> Self {
+        Self { found }
     }
 }
 

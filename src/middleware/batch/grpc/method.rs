@@ -5,10 +5,11 @@ use std::task::{Context, Poll};
 use http::uri::PathAndQuery;
 use http_body::Body;
 use tonic::client::{Grpc, GrpcService};
-use tonic::codec::Codec;
+use tonic::codec::{Codec, Streaming};
 use tonic::{Request, Response, Status};
 
-use super::guard::Guarded;
+use super::guard::{Fault, Guarded};
+use super::outbox::Outgoing;
 use crate::base::error::BoxError;
 
 /// A method, the channel to it, and the codec of its messages.
@@ -70,5 +71,24 @@ where
         answer
             .map(Response::into_inner)
             .map_err(|status| fault.or(status))
+    }
+
+    /// Opens a stream of `messages`: a server may answer the call only once it has read the first. A channel that was
+    /// polled ready is so still.
+    pub(super) async fn open(
+        mut self,
+        messages: Outgoing<C::Encode>,
+    ) -> Result<(Streaming<C::Decode>, Fault), Status> {
+        let ready = self.grpc.ready().await;
+        ready.map_err(|error| Status::from_error(error.into()))?;
+        let (codec, fault) = Guarded::new(self.codec);
+        let request = Request::new(messages);
+        let opened = self.grpc.streaming(request, self.path, codec).await;
+        let opened = opened.map_err(|status| fault.or(status))?;
+        // A status in the head is all there is.
+        if opened.metadata().contains_key("grpc-status") {
+            return Err(Status::unavailable("the server ended the stream at once"));
+        }
+        Ok((opened.into_inner(), fault))
     }
 }

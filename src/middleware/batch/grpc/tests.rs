@@ -1,6 +1,7 @@
 //! Over a service in this process, on paused time; messages are protobuf's wrapped integers. Real servers and connections
 //! are in `tests/it`.
 
+mod stream;
 mod unary;
 
 use std::convert::Infallible;
