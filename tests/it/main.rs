@@ -6,6 +6,7 @@
 mod admin;
 mod alloc;
 mod batch;
+mod batch_adapters;
 mod coalesce;
 mod connect;
 mod connection;

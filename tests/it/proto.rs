@@ -23,6 +23,11 @@ fn checked_in_code_is_what_the_generator_makes() {
             "tests/interop/gen",
             "grpc.testing.rs",
         ),
+        (
+            "tests/proto/shelf.proto",
+            "tests/proto/gen",
+            "tower_flow.test.v1.rs",
+        ),
     ] {
         let made = support::scratch("proto");
         let proto = root.join(proto);
