@@ -90,6 +90,12 @@
 //! # let _ = layer;
 //! ```
 //!
+//! # Over the wire
+//!
+//! Whatever answers a [`Batch`] can be the inner service. Some come with the layer: [`HttpBatch`] makes one HTTP request of it,
+//! `GrpcBatch` one unary gRPC call, and `GrpcStreamBatch` messages on a stream that is kept from batch to batch (both with
+//! feature `tonic`). [`Destinations`] has one of these for each shard.
+//!
 //! # Readiness
 //!
 //! `poll_ready` reserves nothing. It is ready while fewer items wait than the [`queue`](BatchLayer::queue) is for; then
