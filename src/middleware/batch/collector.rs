@@ -311,7 +311,7 @@ impl<C: Cargo> Board<C> {
             debris.service = service;
             return;
         };
-        if ran && service.is_some() && !shard.queue.is_empty() {
+        if ran && service.is_some() {
             shard.service = service;
             self.quit(claim.shard, debris);
             let mut next = self.shards.at(claim.shard).queue.first();

@@ -94,3 +94,6 @@ fn discard<T>(foreign: impl IntoIterator<Item = T>) {
         let _panicked = catch_unwind(AssertUnwindSafe(|| drop(one)));
     }
 }
+
+#[cfg(all(test, tower_flow_loom))]
+mod models;

@@ -79,12 +79,12 @@ impl<C: Cargo> Items<C> {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(tower_flow_loom)))]
     pub(super) fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(tower_flow_loom)))]
     pub(super) fn room(&self) -> usize {
         self.places.capacity() + self.free.capacity()
     }
