@@ -7,6 +7,7 @@
 
 use std::task::Waker;
 
+use super::items::KEPT;
 use super::list::{Linked, Links, List};
 
 /// A place in the line.
@@ -29,9 +30,6 @@ struct Sitting {
     /// Nobody to wake: it was woken, and is in no list.
     waker: Option<Waker>,
 }
-
-/// Seats kept when all are free.
-const KEPT: usize = 1_024;
 
 impl Line {
     pub(super) fn is_empty(&self) -> bool {

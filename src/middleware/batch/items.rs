@@ -68,7 +68,7 @@ enum Place<C: Cargo> {
 }
 
 /// Places kept when all are free.
-const KEPT: usize = 1_024;
+pub(super) const KEPT: usize = 1_024;
 
 impl<C: Cargo> Items<C> {
     pub(super) fn new() -> Self {

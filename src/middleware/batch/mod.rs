@@ -174,6 +174,7 @@
 //! an option, for where tasks are not to be had.
 
 mod board;
+mod callers;
 mod collector;
 mod crew;
 mod dedup;
@@ -194,9 +195,11 @@ mod metrics;
 mod plan;
 mod request;
 mod results;
+mod room;
 mod sending;
 mod service;
 mod shard;
+mod shards;
 mod state;
 mod task;
 

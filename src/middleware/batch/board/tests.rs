@@ -10,6 +10,7 @@ use self::model::Told;
 use self::world::{Heard, Step, Went, World, ms, rules};
 use super::*;
 use crate::base::clock;
+use crate::middleware::batch::shard::State;
 
 fn run(dice: [u16; 10], steps: impl IntoIterator<Item = Step>) -> World {
     let mut world = World::thrown(dice);

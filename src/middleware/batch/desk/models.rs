@@ -399,7 +399,9 @@ impl Drainer {
 
     fn poll(&mut self, site: &Site) {
         let waker = self.task.asks();
-        self.done = site.desk.with(|board, _| board.drained(&waker));
+        self.done = site
+            .desk
+            .with(|board, debris| board.drained(0, &waker, debris));
     }
 }
 

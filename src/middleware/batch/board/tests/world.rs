@@ -14,6 +14,8 @@ use std::time::Duration;
 use super::super::*;
 use super::model::{Fate, Model, Person, Told};
 use crate::base::clock;
+use crate::middleware::batch::gate::Seat;
+use crate::middleware::batch::shard::State;
 
 // ===== What the board carries =====
 
