@@ -20,7 +20,8 @@ pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs tasks. Closures over [`Task`] are executors.
 pub trait Executor: Send + Sync + 'static {
-    /// Runs `task` to its end, or drops it: a layer notices both.
+    /// Runs `task` to its end, or drops it: a layer notices both. It returns before that: the end may depend on what the
+    /// caller does next.
     fn execute(&self, task: Task);
 }
 

@@ -145,7 +145,7 @@ pub(super) enum Kind {
 pub(super) struct Books {
     pub(super) accepted: u64,
     pub(super) batches: u64,
-    /// Those whose items were sent.
+    /// Requests they held.
     pub(super) sent: u64,
     pub(super) merged: u64,
     pub(super) ok: u64,

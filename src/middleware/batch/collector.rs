@@ -159,7 +159,7 @@ impl<C: Cargo> Board<C> {
             self.advance(claim.shard, now, debris);
         }
         self.books.batches += 1;
-        self.books.sent += taken.seats.len() as u64;
+        self.books.sent += taken.items.len() as u64;
         self.books.flushes[taken.flush as usize] += 1;
         Some(taken)
     }

@@ -37,7 +37,7 @@ pub struct BatchSnapshot {
     pub items: u64,
     /// Batches taken to be sent, one that its service was never ready for included; parts sent again are not counted.
     pub batches: u64,
-    /// Items that were sent for each batch, on average; items that waited for the same as another are counted too.
+    /// Requests of a batch, on average.
     pub mean_size: f64,
     /// Items that wait to be sent now.
     pub queued: u64,

@@ -20,7 +20,8 @@ use crate::base::stats::Lease;
 
 /// Sends requests in batches; see [the module](crate::batch).
 ///
-/// All services it makes, and all their clones, share its limits. A batch holds requests of one service and its clones.
+/// All services it makes of one type, and all their clones, share its limits; services of another type have as much again.
+/// A batch holds requests of one service and its clones.
 pub struct BatchLayer<Req, K = (), D = Distinct> {
     plan: Plan<Req, K, D>,
     settings: Settings,
@@ -187,8 +188,10 @@ impl<Req, K, D> BatchLayer<Req, K, D> {
         })
     }
 
-    /// Callers are held up in `poll_ready` while so many `items`, or so much `weight`, wait to be sent; twice that is refused
-    /// in `call`. Default: two batches of items for each that may be in flight, and any weight.
+    /// Callers are held up in `poll_ready` while so many `items`, or so much `weight`, wait to be sent; what goes beyond twice
+    /// that is refused in `call`, but for a single item heavier than that, which is accepted when nothing else waits.
+    /// Default: two batches of items for each that may be in flight, and any weight. Items weigh what
+    /// [`max_weight`](Self::max_weight) says, or 1.
     ///
     /// # Panics
     ///
@@ -240,7 +243,8 @@ impl<Req, K, D> BatchLayer<Req, K, D> {
         self.set(|this| this.plan.worth_splitting = Arc::new(worth))
     }
 
-    /// Each batch has a task on the tokio runtime that is current (default), or one that `executor` runs.
+    /// Each batch has a task on the tokio runtime that is current (default), or one that `executor` runs. The executor
+    /// returns at once: one that runs a task to its end first waits for a batch whose turn comes after it has returned.
     #[must_use]
     pub fn executor(self, executor: impl Executor) -> Self {
         let executor = Arc::new(executor);
@@ -255,8 +259,8 @@ impl<Req, K, D> BatchLayer<Req, K, D> {
     }
 
     /// A batch holds items of one service and its clones (default), or of all that the layer makes of a type: for those
-    /// that do the same, such as the services a server makes for its connections. It is sent by the one whose item came
-    /// first.
+    /// that do the same, such as the services a server makes for its connections. It is sent by any of them: the one whose
+    /// item came when nothing waited sends until nothing does.
     #[must_use]
     pub fn across_services(self) -> Self {
         self.set(|this| this.settings.across_services = true)

@@ -99,11 +99,12 @@
 //! # Readiness
 //!
 //! `poll_ready` reserves nothing. It is ready while fewer items wait than the [`queue`](BatchLayer::queue) is for; then
-//! callers wait in line, and one is woken for each place that becomes free. A caller that was ready and comes late is
-//! accepted up to twice as many and refused then, so that what waits is bounded while the backend stands still.
+//! callers wait in line, and one is woken for each place that becomes free. Once ready a service stays so until it is called;
+//! one that is called late is accepted up to twice as many and refused then, so that what waits is bounded while the backend
+//! stands still. A caller that was woken and does not come holds up those behind it until nothing is under way, at most.
 //!
 //! The inner service is asked by the batch's task, on a fresh clone, when the batch is due and may be sent and *before* it is
-//! taken: while the service is not ready, items go on joining.
+//! taken: while the service is not ready, items go on joining, and other shards may have the slot.
 //!
 //! # Cancellation
 //!

@@ -6,6 +6,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
+use tower_flow::BoxError;
 use tower_flow::batch::{All, Answers, Batch, GrpcBatch, Keys};
 
 use super::shelf::{Does, GET_MANY, Get, Gets, Got, Gots, Shelf, channel, get, gets, ids};
@@ -14,7 +15,7 @@ use super::{eventually, ms, send};
 /// Answers come by id; one with a code is a failure of its item.
 pub fn by_key(
     channel: Channel,
-) -> impl Service<Batch<Get>, Response = Answers<Got, Status>, Error = Status, Future: Send>
+) -> impl Service<Batch<Get>, Response = Answers<Got, BoxError>, Error = Status, Future: Send>
 + Clone
 + Send
 + 'static {

@@ -318,7 +318,7 @@ impl Model {
         if !load.requests.is_empty() {
             line.in_flight += 1;
             self.books.batches += 1;
-            self.books.sent += load.seats.len() as u64;
+            self.books.sent += load.requests.len() as u64;
         }
         self.tidy(key);
         load
