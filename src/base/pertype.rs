@@ -23,6 +23,20 @@ impl<V: ?Sized> PerType<V> {
         }
     }
 
+    /// The value of type `T`, if there is one.
+    #[cfg(feature = "batch")]
+    #[inline]
+    pub(crate) fn find<T: Any>(&self) -> Option<&T> {
+        let mut place = &self.first;
+        loop {
+            let node = place.get()?;
+            match node.value.downcast_ref() {
+                Some(value) => return Some(value),
+                None => place = &node.next,
+            }
+        }
+    }
+
     /// The value of type `T`; made by `make` when there is none, and seen as `view` makes of it.
     #[inline]
     pub(crate) fn get<T: Any + Send + Sync>(

@@ -16,7 +16,7 @@ impl<C: Cargo> Board<C> {
         self.collectors += 1;
         let shard = self.shards.at(place);
         shard.collector = self.collectors;
-        (shard.waker, shard.timed) = (None, None);
+        shard.timed = None;
         if shard.in_flight < self.rules.max_in_flight_per_shard {
             shard.state = State::Open;
             self.open.push_back(&mut self.shards, place);
@@ -80,10 +80,11 @@ impl<C: Cargo> Board<C> {
         now: Instant,
         debris: &mut Debris<C>,
     ) -> Next {
-        if self.shards.claimed(claim).is_none() {
+        let Some(shard) = self.shards.claimed(claim) else {
             return Next::Leave;
-        }
-        let shard = self.shards.at(claim.shard);
+        };
+        // It is not woken for what it is about to hear.
+        let old = shard.waker.take();
         if let State::Held(flush) = shard.state {
             shard.state = State::Due(flush);
             self.due.push_back(&mut self.shards, claim.shard);
@@ -99,9 +100,13 @@ impl<C: Cargo> Board<C> {
             State::Granted(flush) => Next::Take(flush),
             _ => Next::Wait(shard.timed),
         };
-        if !shard.waker.as_ref().is_some_and(|old| old.will_wake(waker)) {
-            debris.stale.extend(shard.waker.replace(waker.clone()));
-        }
+        shard.waker = Some(match old {
+            Some(old) if old.will_wake(waker) => old,
+            old => {
+                debris.stale.extend(old);
+                waker.clone()
+            }
+        });
         next
     }
 
@@ -265,6 +270,9 @@ impl<C: Cargo> Board<C> {
         outcomes: impl IntoIterator<Item = (Ticket, Kind, Outcome<C::Answer>)>,
         debris: &mut Debris<C>,
     ) {
+        let outcomes = outcomes.into_iter();
+        // All at once, and for who gets the slot.
+        debris.wakers.reserve(outcomes.size_hint().0 + 1);
         for (ticket, kind, outcome) in outcomes {
             let Some(item) = self.items.get(ticket) else {
                 debris.outcomes.push(outcome);

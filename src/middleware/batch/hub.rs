@@ -113,13 +113,13 @@ impl<L: Kit> Cargo for L {
 impl<L: Kit> Hub<L> {
     #[inline]
     pub(super) fn of(state: &State) -> &Self {
-        state.hub(|| Self::new(state))
+        state.hub(|rules| Self::new(state, rules))
     }
 
-    fn new(state: &State) -> Arc<Self> {
+    fn new(state: &State, rules: Rules) -> Arc<Self> {
         let plan = state.plan.clone().downcast();
         Arc::new_cyclic(|this: &Weak<Self>| Self {
-            desk: Desk::new(state.rules()),
+            desk: Desk::new(rules),
             plan: plan.expect("a layer makes its plan of its own types"),
             settings: state.settings.clone(),
             stats: state.stats.clone(),
@@ -268,6 +268,11 @@ impl<L: Kit> Hub<L> {
         }
     }
 
+    /// Whether batches have tasks of their own.
+    pub(super) fn has_tasks(&self) -> bool {
+        self.crew.is_none()
+    }
+
     /// Where callers drive: whether there was anything to do. If there is more, all who wait are woken.
     fn drive(&self) -> bool {
         self.crew.as_ref().is_some_and(Crew::drive)
@@ -353,10 +358,10 @@ impl<L: Kit> Hubs for Hub<L> {
             .with(|board, debris| board.forget_drain(drain, debris));
     }
 
-    fn set_rules(&self, set: &dyn Fn(&mut Rules)) {
+    fn set_rules(&self, rules: &dyn Fn() -> Rules) {
         let now = clock::now();
         self.desk
-            .with(|board, debris| board.set_rules(set, now, debris));
+            .with(|board, debris| board.set_rules(|old| *old = rules(), now, debris));
     }
 }
 

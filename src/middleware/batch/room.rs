@@ -91,7 +91,6 @@ impl<C: Cargo> Board<C> {
         while let Some(waker) = self.line.next() {
             debris.wakers.push(waker);
         }
-        self.check_idle(debris);
     }
 
     /// Whether nothing is under way. If so, or once it is, `waker` is woken.

@@ -16,6 +16,8 @@
 //! - A shard is `Empty` with items only while its collector was dropped and no other has begun; then it holds a service.
 //! - An `Open` shard is not due for any reason but the time, for which its collector has a timer that is not too late, or
 //!   was woken to set it.
+//! - `Held` is a shard that was `Granted` while its service was not ready: others have the slot, and its collector, which the
+//!   service wakes, has it stand in line again.
 //! - `Blocked` is a shard with as many batches in flight as it may have, and nothing but the end of one changes that.
 
 use std::task::Waker;
@@ -178,10 +180,10 @@ impl<C: Cargo> Shard<C> {
             Duration::ZERO => None,
             delay => oldest.at.checked_add(delay),
         };
-        // A deadline less than the margin away, or in the past, is due already.
+        // One that is less than the margin away makes it due already.
         let deadline = self
             .earliest
-            .map(|earliest| earliest.checked_sub(rules.margin).unwrap_or(oldest.at));
+            .and_then(|earliest| earliest.checked_sub(rules.margin));
         match (delayed, deadline) {
             (Some(delayed), Some(deadline)) => Some(delayed.min(deadline)),
             (delayed, deadline) => delayed.or(deadline),

@@ -1,7 +1,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;
 use std::time::Duration;
 
@@ -72,7 +72,8 @@ pub(super) trait Hubs: Send + Sync {
     /// Whether nothing is under way; if not, `cx` is woken when that is so. `drain` tells one who asks from another.
     fn is_drained(&self, drain: u64, cx: &mut Context<'_>) -> bool;
     fn forget_drain(&self, drain: u64);
-    fn set_rules(&self, set: &dyn Fn(&mut Rules));
+    /// The rules are those that `rules` reads.
+    fn set_rules(&self, rules: &dyn Fn() -> Rules);
 }
 
 /// What is counted outside of the board.
@@ -120,20 +121,31 @@ impl State {
 
     /// The shards of services of one type; made by `make` when there are none.
     #[inline]
-    pub(super) fn hub<H: Hubs + Any>(&self, make: impl FnOnce() -> Arc<H>) -> &H {
-        self.hubs.get(make, |hub| hub)
+    pub(super) fn hub<H: Hubs + Any>(&self, make: impl FnOnce(Rules) -> Arc<H>) -> &H {
+        self.hubs.find().unwrap_or_else(|| self.add_hub(make))
+    }
+
+    /// Locked until it can be found, so that whoever changes the rules then finds it, and before is heeded.
+    #[cold]
+    fn add_hub<H: Hubs + Any>(&self, make: impl FnOnce(Rules) -> Arc<H>) -> &H {
+        let rules = self.lock_rules();
+        self.hubs.get(|| make(rules.clone()), |hub| hub)
     }
 
     pub(super) fn rules(&self) -> Rules {
-        let rules = self.rules.lock();
-        rules.unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock_rules().clone()
     }
 
-    pub(super) fn set_rules(&self, set: impl Fn(&mut Rules)) {
-        set(&mut self.rules.lock().unwrap_or_else(PoisonError::into_inner));
+    pub(super) fn set_rules(&self, set: impl FnOnce(&mut Rules)) {
+        set(&mut self.lock_rules());
+        // Each reads what they are by then: of two who change them the last is the last everywhere.
         for hub in self.hubs.iter() {
-            hub.set_rules(&set);
+            hub.set_rules(&|| self.rules());
         }
+    }
+
+    fn lock_rules(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it was closed. A service of a type that is new finds out here, the others by their shards.

@@ -12,6 +12,7 @@ use tower_service::Service as _;
 use super::board::{Claim, Next, Taken};
 use super::flight::{Failure, Flight, caught};
 use super::hub::{Hub, Kit};
+use super::request::Flush;
 use super::state::Measure;
 use crate::base::clock;
 use crate::base::timer::Timer;
@@ -75,6 +76,7 @@ impl<L: Kit> Collector<L> {
     async fn turn(&mut self) -> Option<Result<L::Service, Failure>> {
         let mut timer = Timer::default();
         let mut called = None;
+        let mut yielded = false;
         let ready = poll_fn(|cx| {
             self.ran = true;
             loop {
@@ -92,6 +94,14 @@ impl<L: Kit> Collector<L> {
                         if until.is_some() && !timer.is_set() {
                             hub.untimed.store(true, Ordering::Relaxed);
                         }
+                        return Poll::Pending;
+                    }
+                    // Who is about to run may send more: a task that is woken or begun may run before all of them. Where
+                    // callers drive, nobody else is.
+                    Next::Take(Flush::Idle)
+                        if hub.has_tasks() && !mem::replace(&mut yielded, true) =>
+                    {
+                        cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                     Next::Take(_) => {

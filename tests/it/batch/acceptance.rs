@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::time::{Instant, sleep_until};
 use tokio_test::{assert_pending, assert_ready};
@@ -1018,6 +1019,23 @@ async fn items_join_as_long_as_the_backend_is_not_ready() {
         assert_eq!(backend.ids(), Vec::from_iter(0..10));
         assert_quiet(&handle);
     }
+}
+
+/// 20. Where time is paused a task that spins stops it, hence the yields.
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_is_not_ready_is_asked_when_it_says_so_and_not_all_the_time() {
+    let layer = layer().max_items(4).max_in_flight(5, 2);
+    let backend = Backend::new(Does::Answers);
+    backend.hold();
+    let service = layer.layer(backend.clone());
+    let asked = all(&service, 0..3);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let polls = backend.asked.load(Ordering::SeqCst);
+    assert!(polls <= 3, "asked {polls} times in 100 turns");
+    backend.admit();
+    answered(asked).await;
 }
 
 /// 20.

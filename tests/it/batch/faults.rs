@@ -619,7 +619,7 @@ fn whatever_panics_wherever_and_whenever_nobody_hangs_and_nothing_leaks() {
 }
 
 /// Runs it in a thread of its own, and fails if it takes long.
-fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
+pub fn in_time(what: &str, act: impl FnOnce() + Send + 'static) {
     let (done, ended) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         act();

@@ -1,9 +1,11 @@
 //! Batching, over a backend that does as a script says.
 
 mod acceptance;
+mod breaks;
 mod controls;
 mod faults;
 mod kills;
+mod many;
 mod props;
 mod queue;
 mod rules;

@@ -224,6 +224,26 @@ async fn the_gate_lets_in_who_has_waited_longest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_that_is_sent_lets_in_as_many_as_it_took() {
+    let layer = layer().max_items(3).queue(5, None);
+    let backend = Backend::new(Does::Waits);
+    backend.hold();
+    let service = layer.layer(backend.clone());
+    let asked = all(&service, 0..5);
+    let mut comers: Vec<_> = (0..5).map(|_| comer(&service)).collect();
+    for comer in &mut comers {
+        assert_pending!(comer.poll_ready());
+    }
+    rest().await;
+    backend.admit();
+    rest().await;
+    assert_eq!(backend.sizes(), [3]);
+    let woken: Vec<_> = comers.iter().map(Comer::is_woken).collect();
+    assert_eq!(woken, [true, true, true, false, false]);
+    drop(asked);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_polls_again_keeps_his_place_in_the_line() {
     let (service, _, _) = still(layer().queue(1, None));
     let mut asked = all(&service, 0..1);

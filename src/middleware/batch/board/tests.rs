@@ -385,6 +385,20 @@ fn the_deadline_of_a_twin_counts() {
 }
 
 #[test]
+fn the_deadline_of_one_that_was_sent_does_not_count() {
+    let mut world = world(|rules| {
+        rules.max_delay = FAR;
+        rules.max_in_flight_per_shard = 2;
+    });
+    world.comes(0, 1, Some(ms(10)));
+    world.flush();
+    world.sends(0);
+    world.item(0);
+    assert_eq!(world.timer(0), Some(FAR));
+    world.quiet();
+}
+
+#[test]
 fn the_deadline_of_one_who_has_left_does_not_count() {
     let mut world = world(|rules| {
         rules.max_delay = FAR;
@@ -656,6 +670,45 @@ fn a_shard_has_no_more_in_flight_than_it_may() {
 }
 
 #[test]
+fn a_collector_is_not_woken_for_what_it_has_just_heard() {
+    let mut world = world(|rules| rules.max_delay = ms(10));
+    world.item(0);
+    let collector = world.collector(0);
+    assert_eq!(world.timer(0), Some(ms(10)));
+    world.pass(ms(10));
+    // Its service is not ready, however often it is polled: then nothing but the service wakes it.
+    for _ in 0..3 {
+        assert_eq!(world.poll(collector), Next::Take(Flush::Delay));
+        assert_eq!(world.wakes(collector), 0);
+        world.hold(collector);
+        assert_eq!(world.wakes(collector), 0);
+    }
+    world.sends(0);
+    world.quiet();
+}
+
+#[test]
+fn a_shard_whose_service_is_not_ready_keeps_no_slot() {
+    let mut world = world(|rules| rules.max_in_flight = 1);
+    let caller = world.item(0);
+    world.item(1);
+    let collector = world.collector(0);
+    world.poll(collector);
+    world.hold(collector);
+    assert_eq!(world.state(1), State::Granted(Flush::Idle));
+    // It is ready now, and has its turn after those who were due meanwhile.
+    world.item(2);
+    assert_eq!(world.poll(collector), Next::Wait(None));
+    let batch = world.sends(1).batch;
+    world.answers(batch);
+    let batch = world.sends(2).batch;
+    world.answers(batch);
+    assert!(world.collector_runs(collector));
+    world.sends_these(0, &[caller]);
+    world.quiet();
+}
+
+#[test]
 fn when_the_last_item_leaves_its_slot_is_free_and_its_collector_goes() {
     let mut world = world(|rules| rules.max_in_flight = 1);
     let caller = world.item(0);
@@ -886,6 +939,17 @@ fn what_waits_for_a_collector_that_never_ran_is_given_up() {
 }
 
 #[test]
+fn a_drain_is_woken_when_what_was_not_due_yet_is_given_up() {
+    let mut world = world(|rules| rules.max_delay = FAR);
+    let caller = world.item(0);
+    world.drain();
+    world.abandon(world.collector(0), true);
+    assert!(world.drain_runs());
+    assert_eq!(world.ask(caller), Heard::Has(Told::Abandoned));
+    world.quiet();
+}
+
+#[test]
 fn what_waits_for_a_collector_that_ran_is_collected_by_whoever_asks_first() {
     let mut world = world(|rules| rules.max_in_flight = 1);
     let callers = [world.twin(0, 0), world.item(0), world.twin(0, 0)];
@@ -1020,6 +1084,28 @@ fn whoever_is_woken_in_vain_is_first_again() {
 }
 
 #[test]
+fn those_who_are_woken_in_vain_keep_their_order() {
+    let mut world = world(|rules| rules.queue_items = 1);
+    world.item(0);
+    let visitors = [(); 4].map(|()| world.queues());
+    let batch = world.sends(0).batch;
+    // Nothing is under way: all are woken, and there is room for one.
+    world.answers(batch);
+    assert!(world.enter(visitors[0]));
+    world.busy(1);
+    let mut caller = world.item(0);
+    for late in [2, 1, 3] {
+        assert!(!world.enter(visitors[late]));
+    }
+    for next in 1..4 {
+        world.leave(caller);
+        assert!(world.enter(visitors[next]));
+        caller = world.item(0);
+    }
+    world.quiet();
+}
+
+#[test]
 fn whoever_goes_away_wakes_the_next_if_there_is_room() {
     let mut world = world(|rules| rules.queue_items = 1);
     world.busy(0);
@@ -1139,5 +1225,6 @@ fn places_are_given_back_when_many_have_left() {
     let Shards { places, free } = &board.shards;
     assert_eq!((places.capacity(), free.capacity()), (0, 0));
     assert_eq!((board.keys.capacity(), board.sames.capacity()), (0, 0));
-    assert_eq!((board.items.room(), board.line.room()), (0, 0));
+    assert_eq!(board.items.room(), 0);
+    assert!(board.line.is_empty());
 }

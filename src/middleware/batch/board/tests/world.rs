@@ -265,6 +265,8 @@ struct Batch {
 struct Visitor {
     seat: Option<Seat>,
     task: Task,
+    /// When it first came to stand in line.
+    since: u64,
 }
 
 /// What a caller heard.
@@ -592,9 +594,9 @@ impl World {
     }
 
     fn leaves(&mut self, caller: usize, late: bool) {
-        let ticket = self.callers[&caller].ticket;
+        // Of its waker nothing is left but what the board has.
+        let ticket = self.callers.remove(&caller).unwrap().ticket;
         let (outcome, fallen) = self.with(|board, debris| board.leave(ticket, late, debris));
-        self.callers.remove(&caller);
         if let Fate::Has(told) = self.model.people[&caller].fate {
             check_outcome_there(outcome, told);
             self.model.people.remove(&caller);
@@ -810,6 +812,11 @@ impl World {
         self.collectors[&collector].task.runs()
     }
 
+    /// How often it was woken since it asked.
+    pub(super) fn wakes(&self, collector: usize) -> usize {
+        self.collectors[&collector].task.wakes()
+    }
+
     pub(super) fn visitor_runs(&self, visitor: usize) -> bool {
         self.visitors[&visitor].task.runs()
     }
@@ -883,6 +890,7 @@ impl World {
         let came = Visitor {
             seat: None,
             task: Task::new(),
+            since: u64::MAX,
         };
         self.visitors.insert(visitor, came);
         visitor
@@ -890,10 +898,13 @@ impl World {
 
     /// Whether a visitor may come in; it does so if it may.
     pub(super) fn enter(&mut self, visitor: usize) -> bool {
-        let Visitor { mut seat, mut task } = self.visitors.remove(&visitor).unwrap();
+        let Visitor {
+            mut seat,
+            mut task,
+            since,
+        } = self.visitors.remove(&visitor).unwrap();
         let behind = seat.is_none() && !self.line.is_empty() && !self.model.closed;
         let open = self.model.is_open() && !behind;
-        let (is_new, was_woken) = (seat.is_none(), !self.line.contains(&visitor));
         let waker = task.asks();
         if open {
             // It wakes the next for itself.
@@ -904,21 +915,24 @@ impl World {
         assert!(fallen.is_empty());
         assert_eq!((entered, seat.is_none()), (open, open));
         if !open {
-            self.visitors.insert(visitor, Visitor { seat, task });
-            match (is_new, was_woken) {
-                (true, _) => self.line.push_back(visitor),
-                (false, true) => self.line.push_front(visitor),
-                (false, false) => {}
+            let since = since.min(self.steps);
+            self.visitors.insert(visitor, Visitor { seat, task, since });
+            if !self.line.contains(&visitor) {
+                self.line.push_back(visitor);
             }
+            let visitors = &self.visitors;
+            let line = self.line.make_contiguous();
+            line.sort_by_key(|visitor| visitors[visitor].since);
         }
         self.check();
         entered
     }
 
     pub(super) fn leave_line(&mut self, visitor: usize) {
-        let visitor = (visitor, self.visitors.remove(&visitor).unwrap());
-        self.line.retain(|other| *other != visitor.0);
-        if let Some(seat) = visitor.1.seat {
+        self.line.retain(|other| *other != visitor);
+        // Of its waker nothing is left but what the board has.
+        let seat = self.visitors.remove(&visitor).unwrap().seat;
+        if let Some(seat) = seat {
             let ((), fallen) = self.with(|board, debris| board.leave_line(seat, debris));
             assert!(fallen.is_empty());
         }
