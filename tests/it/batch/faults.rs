@@ -397,7 +397,10 @@ impl<S: RiggedService> World<S> {
             let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
             assert!(ready.is_ready(), "there is room");
             let call: Call<_> = Box::pin(service.call(req(&self.fuse, item)));
-            tokio_test::task::spawn(call)
+            let call = tokio_test::task::spawn(call);
+            // Not at the end, where a panic would leak what is returned.
+            drop(service);
+            call
         }));
         self.calls.push(asked.ok());
     }
@@ -877,11 +880,13 @@ fn an_executor_that_never_polls_bounds_what_it_holds() {
     drop(calls);
     assert!(late.is_woken());
     assert_eq!(handle.snapshot().queued, 0);
-    // It never ran, and what comes after still depends on it: when it goes, that is told.
+    // It never ran, and what comes after still depends on it: when it goes, another is tried, and then that is told.
     let mut call = held(&service, item(9));
-    assert_pending!(call.poll());
-    hands.shut();
-    assert!(call.is_woken());
+    for _ in 0..2 {
+        assert_pending!(call.poll());
+        hands.shut();
+        assert!(call.is_woken());
+    }
     let error = assert_ready!(call.poll()).unwrap_err();
     assert_eq!(reason(&error), Reason::Abandoned);
     assert_quiet(&handle);
@@ -892,10 +897,9 @@ fn an_executor_may_run_its_task_before_it_returns() {
     in_time("a task that runs at once", || {
         let layer = sharded().max_items(2).executor(|mut task: Task| {
             let mut cx = Context::from_waker(Waker::noop());
-            assert!(
-                task.as_mut().poll(&mut cx).is_ready(),
-                "it has nothing to wait for"
-            );
+            // It gives way once, and has nothing else to wait for.
+            let mut polled = (0..2).map(|_| task.as_mut().poll(&mut cx));
+            assert!(polled.any(|polled| polled.is_ready()));
         });
         let handle = layer.handle();
         let backend = Backend::new(Does::Answers);

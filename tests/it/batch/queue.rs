@@ -16,12 +16,20 @@ use super::{
     assert_usable, comer, ended, go, item, layer, ms, reason, rest, rounds, secs, sharded,
 };
 
-/// A layer before a backend that stands still: what is accepted waits.
+/// A layer before a backend that is not ready: what is accepted waits.
 fn still(layer: BatchLayer<Item>) -> (impl Single, BatchHandle, Backend) {
     let handle = layer.handle();
     let backend = Backend::new(Does::Answers);
     backend.hold();
     (layer.layer(backend.clone()), handle, backend)
+}
+
+/// A layer before a backend that stands still: one batch is in flight, and what is accepted after it waits.
+async fn busy(layer: BatchLayer<Item>) -> (impl Single, Asked) {
+    let service = layer.layer(Backend::new(Does::Waits));
+    let mut first = all(&service, [1_000]);
+    rest().await;
+    (service, first.remove(0))
 }
 
 // ===== the limits =====
@@ -204,7 +212,7 @@ async fn a_full_queue_sends_what_it_has() {
 
 #[tokio::test(start_paused = true)]
 async fn the_gate_lets_in_who_has_waited_longest() {
-    let (service, _, _) = still(layer().queue(2, None));
+    let (service, _first) = busy(layer().queue(2, None)).await;
     let mut asked = all(&service, 0..2);
     let mut comers: Vec<_> = (0..4).map(|_| comer(&service)).collect();
     for comer in &mut comers {
@@ -245,7 +253,7 @@ async fn a_batch_that_is_sent_lets_in_as_many_as_it_took() {
 
 #[tokio::test(start_paused = true)]
 async fn who_polls_again_keeps_his_place_in_the_line() {
-    let (service, _, _) = still(layer().queue(1, None));
+    let (service, _first) = busy(layer().queue(1, None)).await;
     let mut asked = all(&service, 0..1);
     let mut first = comer(&service);
     let mut second = comer(&service);
@@ -260,7 +268,7 @@ async fn who_polls_again_keeps_his_place_in_the_line() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wake_that_its_receiver_drops_goes_to_the_next() {
-    let (service, _, _) = still(layer().queue(1, None));
+    let (service, _first) = busy(layer().queue(1, None)).await;
     let mut asked = all(&service, 0..1);
     let mut comers: Vec<_> = (0..4).map(|_| comer(&service)).collect();
     for comer in &mut comers {

@@ -177,7 +177,12 @@ async fn no_more_batches_are_in_flight_than_may() {
         assert_eq!(backend.sizes(), [2; 60]);
         // Nobody idles while there is something to do.
         let turns = 60_u64.div_ceil(global.min(6 * per_shard) as u64);
-        assert_took(begun.elapsed(), ms(10 * turns));
+        // Turns are taken in the order shards fall due, so that at the end one may have one more to take.
+        let took = begun.elapsed();
+        assert!(
+            (ms(10 * turns)..ms(10 * turns + 11)).contains(&took),
+            "{took:?}"
+        );
         assert_quiet(&handle);
     }
 }
