@@ -72,7 +72,7 @@ use crate::middleware::batch::sending::{Sending, in_time, is_late};
 /// # Ok(()) }
 /// ```
 ///
-/// For one destination of several see [`Destinations`](super::Destinations).
+/// For one destination of several see [`Destinations`](crate::batch::Destinations).
 ///
 /// # When streams end
 ///
