@@ -1097,9 +1097,9 @@ fn those_who_are_woken_in_vain_keep_their_order() {
     for late in [2, 1, 3] {
         assert!(!world.enter(visitors[late]));
     }
-    for next in 1..4 {
+    for visitor in &visitors[1..] {
         world.leave(caller);
-        assert!(world.enter(visitors[next]));
+        assert!(world.enter(*visitor));
         caller = world.item(0);
     }
     world.quiet();
