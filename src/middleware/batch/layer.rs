@@ -252,7 +252,8 @@ impl<Req, K, D> BatchLayer<Req, K, D> {
     }
 
     /// Batches have no tasks: whoever waits, in `poll_ready`, for an answer, or for a drain, drives them, and what wakes one
-    /// wakes all who wait. For runtimes without `spawn`. A batch that nobody waits for stands still until somebody comes.
+    /// wakes all who wait, as a shard's first item does: both cost as much as there are who wait. For runtimes without
+    /// `spawn`. A batch that nobody waits for stands still until somebody comes.
     #[must_use]
     pub fn caller_driven(self) -> Self {
         self.set(|this| this.settings.drive = Drive::Callers)

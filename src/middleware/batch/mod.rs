@@ -116,8 +116,11 @@
 //!
 //! No task lives for longer than its batch, so no task's death is the layer's. A batch in flight whose task is dropped answers
 //! its items with [`Reason::Abandoned`](crate::error::Reason::Abandoned). What still waited is driven anew by the next of its
-//! callers that is polled, in whatever runtime that is, or abandoned when its task never ran at all, as outside of any runtime.
-//! [`caller_driven`](BatchLayer::caller_driven) needs none.
+//! callers that is polled, in whatever runtime that is, or abandoned, for all of them, where its task is dropped at once, as
+//! outside of any runtime, or a second time before it ran. [`caller_driven`](BatchLayer::caller_driven) needs none.
+//!
+//! A runtime that stands still has not gone away: what its tasks are to send waits, whosever it is, until it runs or is shut
+//! down. The task of a shard's next batch begins where that of the one before ran.
 //!
 //! Delays and deadlines need the timers of a tokio runtime; elsewhere they are looked at when somebody polls.
 //!
@@ -143,7 +146,7 @@
 //! | name | type | labels |
 //! |---|---|---|
 //! | `tower_flow_batch_items_total` | counter | `name`, `result` (`ok`, `error`, `missing`, `panic`, `abandoned`, `cancelled`, `expired`, `rejected`) |
-//! | `tower_flow_batch_flush_total` | counter: batches sent | `name`, `reason` (see [`Flush`]) |
+//! | `tower_flow_batch_flush_total` | counter: batches taken to be sent | `name`, `reason` (see [`Flush`]) |
 //! | `tower_flow_batch_size` | histogram, requests | `name` |
 //! | `tower_flow_batch_weight` | histogram | `name` |
 //! | `tower_flow_batch_wait_seconds` | histogram, accepted to sent | `name` |
