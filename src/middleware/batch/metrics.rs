@@ -15,7 +15,7 @@ pub(super) fn collect(state: &State, now: &BatchSnapshot, families: &mut Familie
     let flushes = families.family(
         Kind::Counter,
         "tower_flow_batch_flush",
-        "Batches sent, by why they were sent when they were",
+        "Batches taken to be sent, by why they were when they were",
     );
     for (reason, count) in now.flushes {
         flushes.push(name.clone().with("reason", reason), count);
