@@ -31,7 +31,7 @@ impl<C: Cargo> Board<C> {
         waker: &Waker,
         debris: &mut Debris<C>,
     ) -> bool {
-        let behind = seat.is_none() && !self.line.is_empty() && !self.urge.closed;
+        let behind = seat.is_none() && !self.line.is_empty();
         if behind || !self.is_open() {
             debris.stale.extend(self.line.wait(seat, waker));
             return false;

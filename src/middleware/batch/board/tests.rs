@@ -577,6 +577,45 @@ fn reasons_have_an_order() {
     assert_eq!(why(&board, urge), None);
 }
 
+#[test]
+fn nobody_is_told_that_nothing_is_under_way_while_an_item_waits() {
+    let mut world = world(|rules| {
+        rules.max_delay = FAR;
+        rules.queue_items = 2;
+    });
+    let callers = [world.item(0), world.item(1)];
+    assert_eq!(world.state(0), State::Granted(Flush::Memory));
+    let visitor = world.queues();
+    world.drain();
+    let batches = [world.sends(0).batch, world.sends(1).batch];
+    // There is room, and it comes in; what it brings is not due.
+    assert!(world.enter(visitor));
+    world.item(2);
+    for batch in batches {
+        world.answers(batch);
+        assert!(!world.drain_runs());
+    }
+    for caller in callers {
+        assert!(matches!(world.ask(caller), Heard::Has(Told::Answer(_))));
+    }
+    world.quiet();
+}
+
+#[test]
+fn where_nothing_tells_the_time_whoever_waits_looks() {
+    let mut world = world(|rules| rules.max_delay = ms(10));
+    let caller = world.item(0);
+    world.pass(ms(9));
+    world.look(caller);
+    assert_eq!(world.state(0), State::Open);
+    world.pass(ms(1));
+    world.look(caller);
+    assert_eq!(world.state(0), State::Granted(Flush::Delay));
+    world.sends(0);
+    world.look(caller);
+    world.quiet();
+}
+
 // ===== Knobs =====
 
 #[test]
@@ -893,6 +932,32 @@ fn a_batch_goes_on_without_one_who_leaves() {
     assert!(matches!(world.ask(callers[1]), Heard::Has(Told::Answer(_))));
     assert_eq!(world.board.books.cancelled, 1);
     world.quiet();
+}
+
+#[test]
+fn it_is_known_whether_anybody_still_waits_for_a_batch() {
+    let mut board = Board::<world::Toy>::new(rules());
+    let now = clock::now();
+    let tickets = [0, 1].map(|key| world::put_as(&mut board, key, now));
+    let seats = tickets.map(|ticket| Sent {
+        ticket,
+        position: 0,
+        at: now,
+    });
+    assert!(board.is_any_there(&seats));
+    board.leave(tickets[0], false, &mut Debris::default());
+    assert!(board.is_any_there(&seats));
+    board.leave(tickets[1], false, &mut Debris::default());
+    assert!(!board.is_any_there(&seats));
+}
+
+#[test]
+fn one_that_comes_too_late_is_accepted_and_expired() {
+    let mut board = Board::<world::Toy>::new(rules());
+    board.expire_at_once();
+    let tally = board.tally();
+    assert_eq!((tally.books.accepted, tally.books.expired), (1, 1));
+    assert_eq!((tally.waiting, tally.shards), (0, 0));
 }
 
 #[test]

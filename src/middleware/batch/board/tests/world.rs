@@ -187,6 +187,8 @@ pub(super) enum Step {
     /// A caller that was woken is polled.
     Run(u16),
     Leave(u16),
+    /// A caller looks whether its shard is due.
+    Look(u16),
     /// A collector is polled, whether woken or not; one whose claim is no more, too.
     Poll(u16, u16),
     /// A collector that was woken, or whose time has come, is polled.
@@ -214,7 +216,8 @@ impl Step {
             0..270 => Self::Push(a, b),
             270..310 => Self::Ask(a, b),
             310..400 => Self::Run(a),
-            400..480 => Self::Leave(a),
+            400..470 => Self::Leave(a),
+            470..480 => Self::Look(a),
             480..530 => Self::Poll(a, b),
             530..650 => Self::Turn(a),
             650..740 => Self::Take(a),
@@ -298,7 +301,7 @@ pub(super) struct World {
     visitors: BTreeMap<usize, Visitor>,
     /// Visitors in line, who were not woken; in the order in which they are to be.
     line: VecDeque<usize>,
-    drainers: Vec<Task>,
+    drainers: BTreeMap<u64, Task>,
     count: usize,
     steps: u64,
     /// In which step a shard came to be due.
@@ -323,7 +326,7 @@ impl World {
             batches: BTreeMap::new(),
             visitors: BTreeMap::new(),
             line: VecDeque::new(),
-            drainers: Vec::new(),
+            drainers: BTreeMap::new(),
             count: 0,
             steps: 0,
             due: BTreeMap::new(),
@@ -385,6 +388,11 @@ impl World {
             Step::Leave(a) => {
                 if let Some(caller) = pick(a, self.callers.keys()) {
                     self.leave(caller);
+                }
+            }
+            Step::Look(a) => {
+                if let Some(caller) = pick(a, self.callers.keys()) {
+                    self.look(caller);
                 }
             }
             Step::Poll(a, b) => {
@@ -462,10 +470,19 @@ impl World {
                     _ => rules.queue_items = queue,
                 });
             }
-            Step::Drain(a) => match a.is_multiple_of(2) {
-                true => self.drain(),
-                false => self.drain_again(a),
-            },
+            Step::Drain(a) => {
+                let drains = self.drainers.len();
+                let drain = self.drainers.keys().nth(usize::from(a) % drains.max(1));
+                match (a / 16 % 4, drain.copied()) {
+                    (1, Some(drain)) => self.drains(drain),
+                    (2, Some(drain)) => {
+                        self.drainers.get_mut(&drain).unwrap().moves();
+                        self.drains(drain);
+                    }
+                    (3, Some(drain)) => self.forget_drain(drain),
+                    _ => self.drain(),
+                }
+            }
             Step::WakeAll(_) => self.wake_all(),
             Step::Time(a) => self.pass(ms([0, 1, 1, 1, 2, 5][usize::from(a) % 6])),
         }
@@ -587,6 +604,20 @@ impl World {
             self.leaves(caller, true);
         }
         heard
+    }
+
+    /// A caller looks whether its shard is due, as where no timer does.
+    pub(super) fn look(&mut self, caller: usize) {
+        let (ticket, now) = (self.callers[&caller].ticket, self.model.now);
+        let ((), fallen) = self.with(|board, debris| board.look(ticket, now, debris));
+        assert!(fallen.is_empty());
+        self.check();
+        if let Fate::Waits(key) = self.model.people[&caller].fate
+            && self.state(key) == State::Open
+        {
+            let mut times = self.model.times(key).into_iter();
+            assert!(times.all(|(_, at)| at > now), "it is time");
+        }
     }
 
     pub(super) fn leave(&mut self, caller: usize) {
@@ -822,7 +853,7 @@ impl World {
     }
 
     pub(super) fn drain_runs(&self) -> bool {
-        self.drainers[0].runs()
+        self.drainers.values().any(Task::runs)
     }
 
     // ----- batches -----
@@ -903,7 +934,7 @@ impl World {
             mut task,
             since,
         } = self.visitors.remove(&visitor).unwrap();
-        let behind = seat.is_none() && !self.line.is_empty() && !self.model.closed;
+        let behind = seat.is_none() && !self.line.is_empty();
         let open = self.model.is_open() && !behind;
         let waker = task.asks();
         if open {
@@ -967,25 +998,29 @@ impl World {
 
     /// Somebody waits until nothing is under way.
     pub(super) fn drain(&mut self) {
-        self.drainers.push(Task::new());
-        self.drains(self.drainers.len() - 1);
+        let drain = self.number() as u64;
+        self.drainers.insert(drain, Task::new());
+        self.drains(drain);
     }
 
-    fn drain_again(&mut self, roll: u16) {
-        if !self.drainers.is_empty() {
-            self.drains(usize::from(roll) % self.drainers.len());
-        }
-    }
-
-    fn drains(&mut self, place: usize) {
-        let drain = Arc::as_ptr(&self.drainers[place].wakes).addr() as u64;
-        let waker = self.drainers[place].asks();
-        let (done, _) = self.with(|board, debris| board.drained(drain, &waker, debris));
+    fn drains(&mut self, drain: u64) {
+        let waker = self.drainers.get_mut(&drain).unwrap().asks();
+        let (done, fallen) = self.with(|board, debris| board.drained(drain, &waker, debris));
         drop(waker);
+        assert!(fallen.is_empty());
         assert_eq!(done, self.is_drained());
         if done {
-            self.drainers.remove(place);
+            self.drainers.remove(&drain);
         }
+        self.check();
+    }
+
+    /// Somebody waits no more.
+    fn forget_drain(&mut self, drain: u64) {
+        // Of its waker nothing is left but what the board has.
+        self.drainers.remove(&drain);
+        let ((), fallen) = self.with(|board, debris| board.forget_drain(drain, debris));
+        assert!(fallen.is_empty());
         self.check();
     }
 
@@ -1001,7 +1036,7 @@ impl World {
             assert!(task.runs() || !waits(caller), "all who wait are woken");
         }
         let visitors = self.visitors.values().map(|visitor| &visitor.task);
-        for task in visitors.chain(&self.drainers) {
+        for task in visitors.chain(self.drainers.values()) {
             assert!(task.runs(), "all who wait are woken");
         }
         // Those in line keep their places, and need not ask again.
@@ -1051,6 +1086,7 @@ impl World {
         };
         assert_eq!(board.tally(), tally);
         assert_eq!(board.is_open(), model.is_open());
+        assert_eq!(board.looks_open(), model.is_open() && board.line.is_empty());
         assert_eq!(board.urge.pressed, model.is_full());
         assert_eq!(board.waiting_weight, model.weight());
         let entries = model.lines.values().flat_map(|line| &line.queue);
@@ -1181,7 +1217,7 @@ impl World {
         }
         if self.is_drained() {
             let sleeps = |task: &Task| !task.runs();
-            assert!(!self.drainers.iter().any(sleeps), "a drain sleeps");
+            assert!(!self.drainers.values().any(sleeps), "a drain sleeps");
         }
     }
 
@@ -1239,7 +1275,11 @@ impl World {
             let batch = *batch;
             self.deliver(batch, usize::MAX, 0);
             self.settle(batch);
-        } else if let Some(drain) = self.drainers.iter().position(Task::runs) {
+        } else if let Some(drain) = self
+            .drainers
+            .iter()
+            .find_map(|(drain, task)| task.runs().then_some(*drain))
+        {
             self.drains(drain);
         } else {
             return self.wait();
