@@ -26,6 +26,8 @@ const SUBMITTERS: usize = 200;
 const MOST: usize = 100;
 /// From each submitter in a round.
 const ITEMS: usize = 250;
+/// In a round of one submitter.
+const ALONE: usize = 5_000;
 /// For those that need one. Batches fill up at once, so it passes at the end of a round only.
 const DELAY: Duration = Duration::from_millis(1);
 
@@ -40,6 +42,11 @@ pub fn print() {
         SUBMITTERS * ITEMS
     );
     print_costs("peer", &costs);
+    println!();
+    println!(
+        "One submitter, a batch of one each time: those that do not wait for more. Own work: over the backend itself.\n"
+    );
+    print_costs("alone", &alone().measure(rounds, 1, ALONE));
     println!();
 
     let ours = &costs[2];
@@ -83,15 +90,54 @@ pub fn walk(name: &str, items: usize) {
     ways().walk(name, SUBMITTERS, items);
 }
 
-fn ways() -> Ways {
+fn alone() -> Ways {
     let mut ways = Ways::new();
-    ways.add("harness: woken by itself", |_| Woken);
+    ways.add("bare: no batches", Tower);
+    floor(&mut ways);
+    ours(&mut ways);
+    for (name, policy) in AT_ONCE {
+        ways.add(name, move |backend| Aint::new(backend, policy.clone()));
+    }
+    buffer(&mut ways);
+    ways
+}
+
+fn floor(ways: &mut Ways) {
     ways.add("floor: mpsc, `recv_many`, oneshot", |backend| {
         Floor::new(backend, MOST)
     });
+}
+
+fn ours(ways: &mut Ways) {
     ways.add("tower-flow, layer", |backend| {
         Tower(BatchLayer::new().max_items(MOST).layer(backend))
     });
+}
+
+const AT_ONCE: [(&str, BatchingPolicy); 2] = [
+    (
+        "batch-aint-one 0.16, `Immediate`",
+        BatchingPolicy::Immediate,
+    ),
+    (
+        "batch-aint-one 0.16, `Balanced`",
+        BatchingPolicy::Balanced {
+            min_size_hint: MOST,
+        },
+    ),
+];
+
+fn buffer(ways: &mut Ways) {
+    ways.add("tower 0.5, `Buffer` alone", |backend| {
+        Tower(Buffer::new(backend, 10 * MOST))
+    });
+}
+
+fn ways() -> Ways {
+    let mut ways = Ways::new();
+    ways.add("harness: woken by itself", |_| Woken);
+    floor(&mut ways);
+    ours(&mut ways);
     ways.add("tower-batch 0.4, layer", |backend| {
         Tower(tower_batch::Batch::new(Lots::new(backend), MOST, DELAY))
     });
@@ -99,28 +145,15 @@ fn ways() -> Ways {
         let batch = tower_batch_control::Batch::new(Told::new(backend), MOST, 5, DELAY);
         Tower(batch.map_request(Item))
     });
-    for (name, policy) in [
-        (
-            "batch-aint-one 0.16, `Immediate`",
-            BatchingPolicy::Immediate,
-        ),
-        (
-            "batch-aint-one 0.16, `Balanced`",
-            BatchingPolicy::Balanced {
-                min_size_hint: MOST,
-            },
-        ),
-        (
-            "batch-aint-one 0.16, `Duration`",
-            BatchingPolicy::Duration(DELAY, OnFull::Process),
-        ),
-    ] {
+    let delayed = (
+        "batch-aint-one 0.16, `Duration`",
+        BatchingPolicy::Duration(DELAY, OnFull::Process),
+    );
+    for (name, policy) in AT_ONCE.into_iter().chain([delayed]) {
         ways.add(name, move |backend| Aint::new(backend, policy.clone()));
     }
     ways.add("ultra-batch 0.3, `BatchExecutor`", Ultra::new);
-    ways.add("tower 0.5, `Buffer` alone", |backend| {
-        Tower(Buffer::new(backend, 10 * MOST))
-    });
+    buffer(&mut ways);
     ways
 }
 

@@ -158,6 +158,14 @@
 //! | `tower_flow_batch_shards` | gauge | `name` |
 //! | `tower_flow_batch_queued` | gauge | `name` |
 //!
+//! # Cost
+//!
+//! **Each batch spawns a task.** An item takes the lock round all shards three times, reads the clock once and allocates
+//! nothing; a deadline makes it a timer, 0.2 µs and an allocation. A batch has 11 allocations of its own, whatever its size.
+//! Of 200 submitters in batches of 100 an item costs 230 to 270 ns, where a channel and a oneshot cost 137 and an allocation;
+//! one that is alone in its batch 1.4 to 1.6 µs. [`OnError::Bisect`] clones every request before it is sent. A shard with an
+//! item, its task and its timer takes 1.5 KB, one with nothing to do none, and 100,000 of them cost an item what 1,000 do.
+//!
 //! # Where in the stack
 //!
 //! Right round what answers batches. Outside of it what is for single requests: timing and accounting, deadlines, shedding,
