@@ -1,6 +1,5 @@
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -11,6 +10,7 @@ use super::board::{Cargo, Claim, Found, Parcel, Refused, Tally};
 use super::crew::{Crew, Rouse};
 use super::dedup::Dedup;
 use super::desk::Desk;
+use super::flight::caught;
 use super::gate::Seat;
 use super::items::{Outcome, Ticket};
 use super::plan::Plan;
@@ -184,7 +184,7 @@ impl<L: Kit> Hub<L> {
             .desk
             .with(|board, debris| board.push(hash, &mut key, parcel, now, debris));
         // Nobody has the ticket yet, should it panic.
-        let _panicked = catch_unwind(AssertUnwindSafe(|| drop(key)));
+        let _panicked = caught(|| drop(key));
         match pushed {
             Ok((ticket, claim)) => Ok((ticket, deadline, claim)),
             Err((refused, _parcel)) => Err(self.rejection(refused).into()),
