@@ -25,9 +25,9 @@
 //! Three tiers; arrows point up this list only.
 //!
 //! - *base*, what layers stand on: [`Flow`], [`inspect`], [`metrics`], [`signal`], [`stats`], [`outcome`], [`body`], [`watch`],
-//!   [`deadline`], [`executor`], [`phases`], [`priority`], [`error`], [`clock`];
+//!   [`deadline`], [`executor`], [`phases`], [`priority`], [`route`], [`error`], [`clock`];
 //! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`pool`],
-//!   [`batch`], [`coalesce`], [`shed`], [`throttle`];
+//!   [`batch`], [`coalesce`], [`shed`], [`throttle`], [`profile`];
 //! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
 //!
 //! # Features
@@ -45,6 +45,8 @@
 //! | `tls` | TLS for the pool's connector: rustls with ring |
 //! | `throttle` | [`throttle`] |
 //! | `shed` | [`shed`] |
+//! | `profile` | [`profile`]: where the time goes, by route, by thread, by worker |
+//! | `perf` | `profile::Profiler`, which samples call chains; Linux only |
 //! | `signal` | the signals that watch a tokio runtime: [`signal::SchedulerSignal`], [`signal::WakeupSignal`] |
 //! | `admin` | [`admin`] |
 //! | `metrics` | [`Flow`], [`inspect`], [`metrics`]; on with any of the above |
@@ -69,6 +71,8 @@ pub use base::error::{BoxError, Rejection};
 pub use base::flow::Flow;
 #[cfg(any(feature = "pool", feature = "timing"))]
 pub use base::phases;
+#[cfg(any(feature = "profile", feature = "timing"))]
+pub use base::route;
 pub use base::{body, clock, deadline, executor, outcome, priority, signal, stats, watch};
 #[cfg(feature = "metrics")]
 pub use base::{inspect, metrics};
@@ -83,6 +87,8 @@ pub use middleware::connection;
 pub use middleware::grpc;
 #[cfg(feature = "pool")]
 pub use middleware::pool;
+#[cfg(feature = "profile")]
+pub use middleware::profile;
 #[cfg(feature = "shed")]
 pub use middleware::shed;
 #[cfg(feature = "throttle")]

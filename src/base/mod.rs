@@ -19,6 +19,8 @@ pub(crate) mod pertype;
 #[cfg(any(feature = "pool", feature = "timing"))]
 pub mod phases;
 pub mod priority;
+#[cfg(any(feature = "profile", feature = "timing"))]
+pub mod route;
 pub mod signal;
 pub mod stats;
 #[cfg(any(feature = "batch", feature = "coalesce"))]

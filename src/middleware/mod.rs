@@ -10,6 +10,8 @@ pub mod connection;
 pub mod grpc;
 #[cfg(feature = "pool")]
 pub mod pool;
+#[cfg(feature = "profile")]
+pub mod profile;
 #[cfg(feature = "shed")]
 pub mod shed;
 #[cfg(feature = "throttle")]

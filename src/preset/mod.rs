@@ -18,7 +18,8 @@ use tower_http::classify::SharedClassifier;
 
 use crate::Flow;
 use crate::outcome::GrpcClassifier;
-use crate::timing::{HttpTimingLayer, Route, TimingLayer};
+use crate::route::Route;
+use crate::timing::{HttpTimingLayer, TimingLayer};
 
 #[cfg(feature = "batch")]
 pub use batch::{Batched, batched, batched_with};

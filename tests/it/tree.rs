@@ -43,6 +43,7 @@ fn arrows_point_up_only() {
         "grpc",
         "connection",
         "pool",
+        "profile",
         "shed",
         "throttle",
     ]

@@ -9,12 +9,13 @@ use tower_layer::Layer;
 
 use super::call::{Call, ReadyWait};
 use super::layer::TimingLayer;
-use super::route::{OneRoute, Route, State};
+use super::route::State;
 use crate::base::body::{End, Observe};
 use crate::base::clock::Moment;
 use crate::base::deadline::Deadline;
 use crate::base::outcome::{Code, GrpcClassifier, HttpClassifier, Outcome};
 use crate::base::phases::Timings;
+use crate::base::route::{OneRoute, Route};
 use crate::base::stats::Lease;
 use crate::base::watch::{MakeWatch, Watch, Watched};
 

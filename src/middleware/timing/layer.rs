@@ -5,9 +5,10 @@ use tower_layer::Layer;
 
 use super::handle::TimingHandle;
 use super::http::HttpTimingLayer;
-use super::route::{OneRoute, State};
+use super::route::State;
 use super::service::Timing;
 use crate::base::flow::Flow;
+use crate::base::route::OneRoute;
 use crate::base::stats::{Bounds, Lease, Window};
 
 /// Times any service; see [the module](crate::timing).
@@ -57,7 +58,7 @@ impl TimingLayer {
         self.route_with(route)
     }
 
-    /// One route (default), or the route a [`Route`](super::Route) of your own names for each request.
+    /// One route (default), or the route a [`Route`](crate::route::Route) of your own names for each request.
     pub fn route_with<T>(mut self, route: T) -> TimingLayer<T> {
         self = self.set(|options| options.routed = true);
         TimingLayer {

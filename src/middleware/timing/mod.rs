@@ -112,5 +112,4 @@ pub use future::ResponseFuture;
 pub use handle::{ConnectionTimes, PhaseTimes, RouteSnapshot, TimingHandle};
 pub use http::{HttpCall, HttpTiming, HttpTimingLayer, HttpWatch};
 pub use layer::TimingLayer;
-pub use route::{OneRoute, Route};
 pub use service::Timing;

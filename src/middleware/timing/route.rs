@@ -13,17 +13,6 @@ pub(super) const OTHER: &str = "other";
 /// Longer names never become routes.
 const LONGEST: usize = 256;
 
-/// Names the route of a request. Any `Fn(&Req) -> &str` is one.
-pub trait Route<Req> {
-    /// The route's name; `None` for the only one of its layer.
-    fn of<'a>(&self, req: &'a Req) -> Option<&'a str>;
-}
-
-/// Every request takes the same route, named after the layer.
-#[derive(Debug, Clone, Copy, Default)]
-#[non_exhaustive]
-pub struct OneRoute;
-
 /// What one layer knows: its routes and how it measures them.
 #[derive(Debug)]
 pub(super) struct State {
@@ -75,21 +64,6 @@ pub(super) enum Phase {
     Total,
     First,
     Ready,
-}
-
-// ===== impl Route =====
-
-impl<Req, F: Fn(&Req) -> &str> Route<Req> for F {
-    fn of<'a>(&self, req: &'a Req) -> Option<&'a str> {
-        Some(self(req))
-    }
-}
-
-impl<Req> Route<Req> for OneRoute {
-    #[inline]
-    fn of<'a>(&self, _: &'a Req) -> Option<&'a str> {
-        None
-    }
 }
 
 crate::leased!(State);

@@ -4,8 +4,9 @@ use tower_service::Service;
 
 use super::call::{Call, ReadyWait};
 use super::future::ResponseFuture;
-use super::route::{OneRoute, Route, State};
+use super::route::State;
 use crate::base::clock;
+use crate::base::route::{OneRoute, Route};
 use crate::base::stats::Lease;
 
 /// A service that is timed; see [the module](crate::timing).
