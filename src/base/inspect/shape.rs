@@ -110,7 +110,7 @@ pub enum Unit {
 }
 
 /// Where time went: one route's polls in one stage of one layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct HotPath {
     /// The name of the layer, which is its place in the stack.
@@ -129,6 +129,8 @@ pub struct HotPath {
     pub max: Duration,
     /// Polls that were longer than the layer's threshold.
     pub slow: u64,
+    /// `busy` as a share of the CPU time the process used meanwhile, where that is known.
+    pub share: Option<f64>,
 }
 
 /// What one attached layer itself costs, without what is inside it; see [`Flow::overhead`](crate::Flow::overhead).
