@@ -1,11 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::route::{Place, State};
+use super::route::State;
 use crate::base::clock::{self, Instant};
 use crate::base::deadline::Deadline;
 use crate::base::outcome::Outcome;
 use crate::base::phases::Timings;
+use crate::base::route::Place;
 use crate::base::stats::{Lease, Pooled, Stopwatch, pooled};
 
 /// One call under way. It ends as dropped unless somebody says how.

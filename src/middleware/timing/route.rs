@@ -5,13 +5,8 @@ use super::connection::Connections;
 use crate::base::clock::{Instant, nanos};
 use crate::base::outcome::Outcome;
 use crate::base::phases::Timings;
-use crate::base::stats::{Bounds, Names, Phases, Sliding, Striped, Window};
-
-/// Where calls to unknown routes, or to more routes than there is room for, are counted.
-pub(super) const OTHER: &str = "other";
-
-/// Longer names never become routes.
-const LONGEST: usize = 256;
+use crate::base::route::{Place, Routes};
+use crate::base::stats::{Bounds, Phases, Sliding, Striped, Window};
 
 /// What one layer knows: its routes and how it measures them.
 #[derive(Debug)]
@@ -20,23 +15,8 @@ pub(super) struct State {
     pub(super) bounds: Bounds,
     pub(super) expected: Option<Duration>,
     pub(super) http: std::sync::atomic::AtomicBool,
-    /// Whether requests name their routes; else there is the one.
-    routed: bool,
     window: Window,
-    only: Measures,
-    other: Measures,
-    routes: Names<Measures>,
-}
-
-/// Which [`Measures`] a call is billed to.
-#[derive(Debug)]
-pub(super) enum Place {
-    /// The layer's only route.
-    Only,
-    /// A route by its place among the names.
-    Known(usize),
-    /// None yet: with a name that may become a route.
-    Other(Option<Box<str>>),
+    routes: Routes<Measures>,
 }
 
 /// The numbers of one route.
@@ -80,11 +60,8 @@ impl State {
         expected: Option<Duration>,
     ) -> Self {
         Self {
-            only: Measures::new(&bounds, window),
-            other: Measures::new(&bounds, window),
-            routes: Names::new(max_routes),
+            routes: Routes::new(routed, max_routes, || Measures::new(&bounds, window)),
             http: false.into(),
-            routed,
             name,
             bounds,
             window,
@@ -94,56 +71,31 @@ impl State {
 
     #[inline]
     pub(super) fn place(&self, name: Option<&str>) -> Place {
-        match name {
-            None => Place::Only,
-            Some(name) => match self.routes.find(name) {
-                Some(place) => Place::Known(place),
-                None => self.unknown(name),
-            },
-        }
-    }
-
-    #[cold]
-    fn unknown(&self, name: &str) -> Place {
-        let learnable = name.len() <= LONGEST && !self.routes.is_full();
-        Place::Other(learnable.then(|| name.into()))
+        self.routes.place(name)
     }
 
     #[inline]
     pub(super) fn measures(&self, place: &Place) -> &Measures {
-        match place {
-            Place::Only => &self.only,
-            Place::Known(place) => self.routes.at(*place),
-            Place::Other(_) => &self.other,
-        }
+        self.routes.at(place)
     }
 
-    /// Makes `name` a route if there is room. The call that named it stays billed where it started.
-    pub(super) fn admit(&self, name: &str) -> Option<usize> {
+    /// Makes `name` a route if there is room.
+    pub(super) fn admit(&self, name: &str) -> Option<&Measures> {
         self.routes
             .admit(name, || Measures::new(&self.bounds, self.window))
     }
 
     /// The window of `route`, which becomes a route if there is room.
     pub(super) fn window_of(&self, route: &str) -> Option<&Arc<Sliding>> {
-        if !self.routed {
-            return (*route == *self.name).then_some(&self.only.total);
+        match self.routes.only() {
+            Some(only) => (*route == *self.name).then_some(&only.total),
+            None => self.admit(route).map(|measures| &measures.total),
         }
-        let place = self.admit(route)?;
-        Some(&self.routes.at(place).total)
     }
 
-    /// All routes that were ever called or asked for: the layer's own first, `other` last.
+    /// All routes that were ever called or asked for.
     pub(super) fn all(&self) -> Vec<(&str, &Measures)> {
-        let mut all = self.routes.sorted();
-        // The only route of its layer is shown before its first call too.
-        if !self.routed {
-            all.insert(0, (&self.name, &self.only));
-        }
-        if self.other.started() > 0 {
-            all.push((OTHER, &self.other));
-        }
-        all
+        self.routes.all(&self.name, |other| other.started() > 0)
     }
 }
 
