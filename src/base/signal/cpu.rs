@@ -6,6 +6,8 @@ mod tests;
 use std::path::PathBuf;
 
 pub(super) use files::Files;
+#[cfg(feature = "profile")]
+pub(crate) use files::process_cpu;
 pub(super) use parse::psi_total;
 #[cfg(test)]
 pub(super) use tests::Fake;

@@ -63,6 +63,8 @@ mod wakeup;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+#[cfg(feature = "profile")]
+pub(crate) use cpu::process_cpu;
 pub use cpu::{CpuSignal, ThrottlingSignal};
 pub use lag::LagSignal;
 #[cfg(feature = "timing")]

@@ -1,1 +1,19 @@
 //! Where the time goes.
+
+mod call;
+mod delay;
+mod handle;
+mod http;
+mod layer;
+mod metrics;
+mod service;
+mod stage;
+mod state;
+mod tagging;
+
+pub use handle::{PollsSnapshot, ProfileHandle, StageSnapshot};
+pub use http::{HttpProfileLayer, HttpProfiled, HttpResponseFuture, ProfiledBody};
+pub use layer::ProfileLayer;
+pub use service::{Profiled, ResponseFuture};
+pub use stage::Stage;
+pub use state::SlowPoll;

@@ -150,6 +150,14 @@ impl Files {
     }
 }
 
+/// The CPU time the process has used so far, in ticks of 10 ms; `None` elsewhere than on Linux.
+#[cfg(feature = "profile")]
+pub(crate) fn process_cpu() -> Option<std::time::Duration> {
+    let stat = read(Path::new("/proc/self/stat"))?;
+    let ticks = parse::ticks(&stat).ok()?;
+    Some(std::time::Duration::from_nanos(ticks.checked_mul(TICK)?))
+}
+
 impl Usage {
     fn none() -> Self {
         Self {

@@ -1,0 +1,229 @@
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::stage::{Stage, Took, Weight};
+use super::tagging::Tag;
+use crate::base::clock::{Instant, nanos};
+use crate::base::route::{OTHER, Routes};
+use crate::base::signal::process_cpu;
+use crate::base::stats::Striped;
+
+/// How many slow polls are remembered one by one.
+const REMEMBERED: usize = 32;
+
+/// What one layer knows.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) name: Arc<str>,
+    pub(super) slow: Duration,
+    /// One call in so many is looked at; none for 0.
+    every: AtomicU32,
+    pub(super) delay_every: u32,
+    pub(super) routes: Routes<Measures>,
+    slowest: Mutex<VecDeque<SlowPoll>>,
+    /// The CPU time the process had used when the layer was made.
+    cpu: Option<Duration>,
+}
+
+/// One poll that took longer than it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowPoll {
+    /// Whose it was.
+    pub route: String,
+    /// What was polled.
+    pub stage: Stage,
+    /// How long it took, without profiled layers further inside.
+    pub took: Duration,
+    /// When it ended.
+    pub at: Instant,
+}
+
+/// The numbers of one route.
+#[derive(Debug)]
+pub(super) struct Measures {
+    cells: Striped,
+    pub(super) tag: Tag,
+}
+
+/// The numbers of one route in one stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Polls {
+    pub(super) count: u64,
+    pub(super) own: Duration,
+    pub(super) total: Duration,
+    pub(super) max: Duration,
+    pub(super) slow: u64,
+}
+
+/// How long tasks of one route waited between wake-up and poll.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Delays {
+    pub(super) count: u64,
+    pub(super) sum: Duration,
+    pub(super) max: Duration,
+}
+
+/// Where in a route's cells what is counted: each stage has a block of its own.
+mod at {
+    pub(super) const COUNT: usize = 0;
+    pub(super) const OWN: usize = 1;
+    pub(super) const TOTAL: usize = 2;
+    pub(super) const SLOW: usize = 3;
+    pub(super) const MAX: usize = 4;
+    pub(super) const BLOCK: usize = 5;
+    pub(super) const DELAYS: usize = 3 * BLOCK;
+    pub(super) const DELAY: usize = DELAYS + 1;
+    pub(super) const DELAY_MAX: usize = DELAYS + 2;
+    pub(super) const CELLS: usize = DELAYS + 3;
+}
+
+crate::leased!(State);
+
+// ===== impl State =====
+
+impl State {
+    pub(super) fn new(
+        name: Arc<str>,
+        routed: bool,
+        max_routes: usize,
+        slow: Duration,
+        every: u32,
+        delay_every: u32,
+    ) -> Self {
+        // Where requests name their routes there is no route of the layer's own, only what is billed to none.
+        let only = if routed { OTHER } else { &name };
+        Self {
+            routes: Routes::new(routed, max_routes, || Measures::new(&name, only)),
+            slow,
+            every: every.into(),
+            delay_every,
+            slowest: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
+            cpu: process_cpu(),
+            name,
+        }
+    }
+
+    #[inline]
+    pub(super) fn every(&self) -> u32 {
+        self.every.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_every(&self, every: u32) {
+        self.every.store(every, Ordering::Relaxed);
+    }
+
+    /// What CPU time the process has used since the layer was made.
+    pub(super) fn process_cpu(&self) -> Option<Duration> {
+        Some(process_cpu()?.saturating_sub(self.cpu?))
+    }
+
+    pub(super) fn admit(&self, name: &str) {
+        self.routes.admit(name, || Measures::new(&self.name, name));
+    }
+
+    /// All routes that were polled.
+    pub(super) fn all(&self) -> Vec<(&str, &Measures)> {
+        self.routes.all(&self.name, |other| {
+            Stage::ALL.iter().any(|stage| other.polls(*stage).count > 0)
+        })
+    }
+
+    /// Notes a poll of a call that was looked at.
+    #[inline]
+    pub(super) fn record(
+        &self,
+        measures: &Measures,
+        stage: Stage,
+        took: Took,
+        weight: Weight,
+        at: Instant,
+    ) {
+        if weight == Weight(0) {
+            return;
+        }
+        let slow = took.own > self.slow;
+        measures.record(stage, took, weight, slow);
+        if slow {
+            self.remember(measures, stage, took.own, at);
+        }
+    }
+
+    #[cold]
+    fn remember(&self, measures: &Measures, stage: Stage, took: Duration, at: Instant) {
+        let all = self.all();
+        let found = all.iter().find(|(_, other)| std::ptr::eq(*other, measures));
+        let route = found.map_or(OTHER, |(name, _)| name).to_owned();
+        let mut slowest = self.slowest.lock().unwrap_or_else(PoisonError::into_inner);
+        if slowest.len() == REMEMBERED {
+            slowest.pop_front();
+        }
+        slowest.push_back(SlowPoll {
+            route,
+            stage,
+            took,
+            at,
+        });
+    }
+
+    /// The last slow polls, the newest last.
+    pub(super) fn slow_polls(&self) -> Vec<SlowPoll> {
+        let slowest = self.slowest.lock().unwrap_or_else(PoisonError::into_inner);
+        slowest.iter().cloned().collect()
+    }
+}
+
+// ===== impl Measures =====
+
+impl Measures {
+    fn new(layer: &str, route: &str) -> Self {
+        Self {
+            cells: Striped::new(at::CELLS),
+            tag: Tag::new(layer, route),
+        }
+    }
+
+    #[inline]
+    fn record(&self, stage: Stage, took: Took, Weight(weight): Weight, slow: bool) {
+        let cells = self.cells.local();
+        let (block, weight) = (stage as usize * at::BLOCK, u64::from(weight));
+        cells.add(block + at::OWN, nanos(took.own) * weight);
+        cells.add(block + at::TOTAL, nanos(took.total) * weight);
+        cells.raise(block + at::MAX, nanos(took.own));
+        if slow {
+            cells.add(block + at::SLOW, weight);
+        }
+        // Last, so that whoever sees the poll sees its time.
+        cells.add(block + at::COUNT, weight);
+    }
+
+    pub(super) fn delayed(&self, delay: Duration) {
+        let cells = self.cells.local();
+        cells.add(at::DELAY, nanos(delay));
+        cells.raise(at::DELAY_MAX, nanos(delay));
+        cells.add(at::DELAYS, 1);
+    }
+
+    pub(super) fn polls(&self, stage: Stage) -> Polls {
+        let block = stage as usize * at::BLOCK;
+        let count = self.cells.sum(block + at::COUNT);
+        let time = |cell| Duration::from_nanos(self.cells.sum(block + cell));
+        Polls {
+            count,
+            own: time(at::OWN),
+            total: time(at::TOTAL),
+            max: Duration::from_nanos(self.cells.greatest(block + at::MAX)),
+            slow: self.cells.sum(block + at::SLOW),
+        }
+    }
+
+    pub(super) fn delays(&self) -> Delays {
+        Delays {
+            count: self.cells.sum(at::DELAYS),
+            sum: Duration::from_nanos(self.cells.sum(at::DELAY)),
+            max: Duration::from_nanos(self.cells.greatest(at::DELAY_MAX)),
+        }
+    }
+}
