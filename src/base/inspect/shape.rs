@@ -56,7 +56,7 @@ pub enum Role {
     Scheduler,
     /// How late tasks wake up, in seconds.
     WakeDelay,
-    /// Share of the time in which some thread had to wait for a core.
+    /// How many threads wait for a core.
     RunQueue,
 }
 

@@ -119,6 +119,16 @@ impl CpuSignal {
         self
     }
 
+    /// How many cores the process may use now: those it may run on, or the tightest quota.
+    #[cfg(feature = "profile")]
+    pub(crate) fn available(&self) -> Option<f64> {
+        self.files
+            .usage(self.cores)?
+            .cores
+            .into_iter()
+            .reduce(f64::min)
+    }
+
     /// How many readings were of no use: a file missing, garbage, or a counter that went back.
     pub fn faults(&self) -> u64 {
         self.meter.faults()

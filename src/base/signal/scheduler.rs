@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, RuntimeMetrics};
@@ -43,6 +43,8 @@ pub struct SchedulerSignal {
     over: Arc<AtomicBool>,
     sentinel: AbortHandle,
     meter: Meter<Vec<Worker>>,
+    /// The share of the time each worker was busy between the last two samples.
+    each: Mutex<Vec<f64>>,
 }
 
 /// What a worker has told so far.
@@ -84,12 +86,20 @@ impl SchedulerSignal {
             over,
             sentinel: task.abort_handle(),
             meter: Meter::raw(),
+            each: Mutex::default(),
         }
     }
 
     /// How many readings were of no use.
     pub fn faults(&self) -> u64 {
         self.meter.faults()
+    }
+
+    /// The share of the time each worker was busy, at the last sample that had one to compare with.
+    #[cfg(feature = "profile")]
+    pub(crate) fn workers(&self) -> Vec<f64> {
+        let each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        each.clone()
     }
 }
 
@@ -115,7 +125,12 @@ impl Signal for SchedulerSignal {
         };
         self.meter.sample(
             || Some((0..self.metrics.num_workers()).map(read).collect()),
-            |before, now, elapsed| busy(before, now, elapsed),
+            |before, now, elapsed| {
+                let each = busy(before, now, elapsed)?;
+                let mean = each.iter().sum::<f64>() / each.len() as f64;
+                *self.each.lock().unwrap_or_else(PoisonError::into_inner) = each;
+                Some(mean)
+            },
         )
     }
 }
@@ -132,17 +147,15 @@ impl Drop for Sentinel {
     }
 }
 
-/// The share of `elapsed` the workers were busy.
-fn busy(before: &[Worker], now: &mut [Worker], elapsed: Duration) -> Option<f64> {
+/// The share of `elapsed` each worker was busy.
+fn busy(before: &[Worker], now: &mut [Worker], elapsed: Duration) -> Option<Vec<f64>> {
     let elapsed = elapsed.as_secs_f64() * 1e9;
     if before.len() != now.len() || now.is_empty() {
         return None;
     }
-    let mut sum = 0.0;
-    for (before, now) in before.iter().zip(now.iter_mut()) {
-        sum += now.busy_since(before, elapsed)?;
-    }
-    Some(sum / (now.len() as f64 * elapsed))
+    let each = before.iter().zip(now);
+    each.map(|(before, now)| Some(now.busy_since(before, elapsed)? / elapsed))
+        .collect()
 }
 
 impl Worker {
@@ -170,6 +183,11 @@ mod tests {
     use super::*;
     use crate::base::clock;
 
+    fn mean(before: &[Worker], now: &mut [Worker], elapsed: Duration) -> Option<f64> {
+        let each = busy(before, now, elapsed)?;
+        Some(each.iter().sum::<f64>() / each.len() as f64)
+    }
+
     const SECOND: Duration = Duration::from_secs(1);
 
     fn worker(busy_ms: u64, parks: u64) -> Worker {
@@ -184,14 +202,14 @@ mod tests {
     fn busy_is_what_the_workers_tell() {
         let before = [worker(1000, 10), worker(0, 3)];
         let mut now = [worker(1500, 14), worker(100, 9)];
-        assert_eq!(busy(&before, &mut now, SECOND), Some(0.3));
+        assert_eq!(mean(&before, &mut now, SECOND), Some(0.3));
     }
 
     #[test]
     fn a_silent_worker_is_what_it_was() {
         let before = [worker(1000, 10), worker(1000, 11)];
         let mut now = before;
-        assert_eq!(busy(&before, &mut now, SECOND), Some(0.5));
+        assert_eq!(mean(&before, &mut now, SECOND), Some(0.5));
     }
 
     #[test]
@@ -206,7 +224,7 @@ mod tests {
         let mut shares = Vec::new();
         for n in 1..readings.len() {
             let (before, now) = readings.split_at_mut(n);
-            shares.push(busy(&before[n - 1..], &mut now[..1], SECOND).unwrap());
+            shares.push(mean(&before[n - 1..], &mut now[..1], SECOND).unwrap());
         }
         assert_eq!((shares[0], shares[1], shares[3]), (1.0, 1.0, 1.0));
         assert!((shares[2] - 0.3).abs() < 1e-9, "{shares:?}");
@@ -215,10 +233,10 @@ mod tests {
     #[test]
     fn counters_that_go_back_say_nothing() {
         for now in [worker(999, 10), worker(1000, 9)] {
-            assert_eq!(busy(&[worker(1000, 10)], &mut [now], SECOND), None);
+            assert_eq!(mean(&[worker(1000, 10)], &mut [now], SECOND), None);
         }
-        assert_eq!(busy(&[worker(1, 1)], &mut [], SECOND), None);
-        assert_eq!(busy(&[], &mut [], SECOND), None);
+        assert_eq!(mean(&[worker(1, 1)], &mut [], SECOND), None);
+        assert_eq!(mean(&[], &mut [], SECOND), None);
     }
 
     proptest! {
@@ -228,7 +246,7 @@ mod tests {
             for (told, parks, elapsed) in steps {
                 let told = if told % 3 == 0 { 0 } else { u64::from(told) };
                 let mut now = [Worker { busy: before[0].busy + told, parks: before[0].parks + parks, assumed: 0.0 }];
-                let share = busy(&before, &mut now, Duration::from_millis(elapsed)).unwrap();
+                let share = mean(&before, &mut now, Duration::from_millis(elapsed)).unwrap();
                 prop_assert!((0.0..=1.0).contains(&share), "{}", share);
                 before = now;
             }

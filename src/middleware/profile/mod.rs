@@ -10,6 +10,7 @@ mod service;
 mod stage;
 mod state;
 mod tagging;
+mod usage;
 
 pub use handle::{PollsSnapshot, ProfileHandle, StageSnapshot};
 pub use http::{HttpProfileLayer, HttpProfiled, HttpResponseFuture, ProfiledBody};
@@ -17,3 +18,7 @@ pub use layer::ProfileLayer;
 pub use service::{Profiled, ResponseFuture};
 pub use stage::Stage;
 pub use state::SlowPoll;
+pub use usage::{
+    CpuSnapshot, CpuUsage, RunQueueSignal, SchedulerSnapshot, SchedulerUsage, ThreadsSnapshot,
+    WorkerSnapshot,
+};

@@ -135,7 +135,7 @@ pub(super) fn once_in(every: u32) -> bool {
     dice ^= dice >> 7;
     dice ^= dice << 17;
     DICE.set(dice);
-    (dice >> 32) * u64::from(every) >> 32 == 0
+    ((dice >> 32) * u64::from(every)) >> 32 == 0
 }
 
 #[cfg(test)]

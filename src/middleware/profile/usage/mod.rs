@@ -1,0 +1,9 @@
+//! What the process and its runtimes use of the machine.
+
+mod cpu;
+mod scheduler;
+mod threads;
+
+pub use cpu::{CpuSnapshot, CpuUsage, RunQueueSignal};
+pub use scheduler::{SchedulerSnapshot, SchedulerUsage, WorkerSnapshot};
+pub use threads::ThreadsSnapshot;
