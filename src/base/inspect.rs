@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::error::BoxError;
 use super::metrics::Families;
 
+pub use super::cost::{Cost, Own, Toll};
 pub use shape::{Column, HotPath, Overhead, Reading, Role, Table, Unit, Vital};
 
 /// Live numbers of a layer. A layer's handle implements it; [`Flow::attach`](crate::Flow::attach) takes it.
@@ -62,6 +63,11 @@ pub trait Inspect: Debug + Send + Sync + 'static {
     /// Where the time went. Default: not known here.
     fn hot(&self) -> Vec<HotPath> {
         Vec::new()
+    }
+
+    /// What its own code costs. Default: not known.
+    fn cost(&self) -> Option<&Cost> {
+        None
     }
 
     /// Writes the window of `route` as an HdrHistogram interval log.
@@ -135,6 +141,10 @@ impl<T: Inspect> Inspect for Arc<T> {
 
     fn hot(&self) -> Vec<HotPath> {
         (**self).hot()
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        (**self).cost()
     }
 
     fn interval_log(&self, route: &str, to: &mut dyn io::Write) -> io::Result<()> {

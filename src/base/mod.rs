@@ -1,6 +1,8 @@
 //! Tier 1: what every middleware stands on. Nothing here knows of any middleware.
 pub mod body;
 pub mod clock;
+#[cfg(feature = "metrics")]
+pub(crate) mod cost;
 pub mod deadline;
 #[cfg(any(feature = "coalesce", feature = "grpc"))]
 pub(crate) mod descriptor;

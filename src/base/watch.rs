@@ -80,6 +80,8 @@ where
 
     #[inline]
     fn call(&mut self, mut req: http::Request<B>) -> Self::Future {
+        #[cfg(feature = "metrics")]
+        let _chain = super::cost::Chain::begin();
         let observer = self.watch.start(&mut req, &Moment::new());
         // The observer is in a guard, and so ends, before any foreign code runs.
         ObservedFuture::start(observer, || self.inner.call(req))

@@ -11,6 +11,8 @@
 //! - [`Names`]: a bounded set of names, looked up without a lock.
 
 mod bounds;
+#[cfg(feature = "metrics")]
+mod dice;
 mod ewma;
 mod exponential;
 #[cfg(feature = "timing")]
@@ -25,6 +27,8 @@ mod striped;
 mod window;
 
 pub use bounds::Bounds;
+#[cfg(feature = "metrics")]
+pub(crate) use dice::once_in;
 pub use ewma::Ewma;
 pub use exponential::{Counts, Exponential};
 #[cfg(feature = "timing")]

@@ -22,6 +22,7 @@ use super::scanner::{Framing, Scanner};
 use super::state::{Place, Side, State};
 use crate::base::body::{End, Observe};
 use crate::base::clock::{Instant, Moment};
+use crate::base::cost::Toll;
 use crate::base::deadline::Deadline;
 use crate::base::header;
 use crate::base::metrics::{Exemplar, Labels};
@@ -44,6 +45,7 @@ struct Record {
     status: Option<StatusCode>,
     scanner: Option<Scanner>,
     extra: Option<Box<Extra>>,
+    toll: Toll,
 }
 
 /// What a request body carries.
@@ -84,6 +86,8 @@ impl Call {
         req: &http::Request<B>,
         at: &Moment,
     ) -> Option<(Self, Messages)> {
+        let toll = state.cost.call();
+        let own = toll.own();
         let [kind, timeout] = header::find(req.headers(), ["content-type", "grpc-timeout"]);
         let options = &state.options;
         let mut place = state.find(path(options.side, req));
@@ -106,6 +110,9 @@ impl Call {
         call.status = None;
         call.scanner = None;
         call.extra = extra;
+        drop(own);
+        toll.linger();
+        call.toll = toll;
         let mut messages = Half::of(state.shared());
         messages.place = place;
         messages.scanner = Scanner::new(framing);
@@ -132,6 +139,7 @@ impl Record {
                 status: None,
                 scanner: None,
                 extra: None,
+                toll: Toll::default(),
             },
         )
     }
@@ -175,6 +183,7 @@ impl Observe for Call {
     #[inline]
     fn head<B>(&mut self, response: &http::Response<B>, _: &Moment) {
         let call = &mut *self.0;
+        let _own = call.toll.own();
         let [kind, status] = header::find(response.headers(), ["content-type", "grpc-status"]);
         call.head = status.map(|status| Code::from_bytes(status.as_bytes()));
         call.status = Some(response.status());
@@ -191,6 +200,7 @@ impl Observe for Call {
     #[inline]
     fn data<D: Buf>(&mut self, data: &D, at: &Moment) {
         let call = &mut *self.0;
+        let _own = call.toll.own();
         if let Some(watch) = call.watch() {
             if watch.awaits_first() {
                 watch.first(at.now());
@@ -211,6 +221,7 @@ impl Observe for Call {
     #[inline]
     fn end<E: Display + 'static>(mut self, end: End<'_, E>, at: &Moment) {
         let call = &mut *self.0;
+        let _own = std::mem::take(&mut call.toll).own();
         let now = at.now();
         let code = call.code(now, end);
         let took = now.saturating_duration_since(call.started);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::method::{Direction, GrpcType, Method};
 use super::metrics;
 use super::state::{Side, State};
-use crate::base::inspect::{Inspect, Value};
+use crate::base::inspect::{Cost, Inspect, Value};
 use crate::base::metrics::Families;
 use crate::base::outcome::Code;
 
@@ -125,6 +125,10 @@ impl Inspect for GrpcHandle {
             ("methods", Value::list(methods)),
             ("foreign_calls", self.foreign_calls().into()),
         ])
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

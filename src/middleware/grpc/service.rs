@@ -8,6 +8,7 @@ use super::call::{Call, Messages};
 use super::state::State;
 use crate::base::body::{Guard, ObservedBody, ObservedFuture};
 use crate::base::clock::Moment;
+use crate::base::cost::Chain;
 use crate::base::stats::Lease;
 use crate::base::watch::Watch;
 
@@ -69,6 +70,7 @@ where
 
     #[inline]
     fn call(&mut self, mut req: http::Request<B>) -> Self::Future {
+        let _chain = Chain::begin();
         let at = Moment::new();
         let Some((call, messages)) = Call::start(&self.state, &req, &at) else {
             return ResponseFuture::passed(self.inner.call(req.map(RequestBody::passed)));

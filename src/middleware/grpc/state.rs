@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{Extensions, HeaderMap};
 
 use super::method::{Detail, GrpcType, Method};
+use crate::base::cost::Cost;
 use crate::base::metrics::Labels;
 use crate::base::stats::{Names, Striped};
 
@@ -44,6 +45,7 @@ pub(super) struct State {
     other: Method,
     /// Requests that are no gRPC.
     foreign: Striped,
+    pub(super) cost: Cost,
 }
 
 /// Which [`Method`] a call is billed to: `None` is `other`.
@@ -63,6 +65,7 @@ impl State {
         }
         Self {
             other: Method::new("other", "other", GrpcType::Unknown, false, &options.detail),
+            cost: Cost::new(),
             methods,
             foreign: Striped::new(1),
             options,

@@ -6,7 +6,7 @@ use super::state::State;
 use super::tagging;
 use crate::base::clock::{self, Instant};
 use crate::base::route::Place;
-use crate::base::stats::Lease;
+use crate::base::stats::{Lease, once_in};
 
 /// What is done about one call.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Call {
             place: state.routes.place(route()),
             state: state.clone(),
             weight,
-            delay: (seen && stage::once_in(state.delay_every)).then(Delay::new),
+            delay: (seen && once_in(state.delay_every)).then(Delay::new),
         })
     }
 

@@ -7,7 +7,7 @@ use super::stage::Stage;
 use super::state::{Delays, Measures, SlowPoll, State};
 use crate::base::clock;
 use crate::base::error::BoxError;
-use crate::base::inspect::{Column, HotPath, Inspect, Knob, Table, Unit, Value};
+use crate::base::inspect::{Column, Cost, HotPath, Inspect, Knob, Table, Unit, Value};
 use crate::base::metrics::Families;
 
 /// Reads and tunes a [`ProfileLayer`](super::ProfileLayer); cheap to clone.
@@ -165,6 +165,10 @@ impl Inspect for ProfileHandle {
             ("polls", Value::list(polls)),
             ("slow_polls", Value::list(slow)),
         ])
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

@@ -10,6 +10,7 @@ use super::call::Call;
 use super::layer::ProfileLayer;
 use super::stage::Stage;
 use super::state::State;
+use crate::base::cost::{self, Toll};
 use crate::base::outcome::GRPC_STATUS;
 use crate::base::route::{OneRoute, Route};
 use crate::base::stats::Lease;
@@ -34,6 +35,7 @@ pin_project! {
         #[pin]
         inner: F,
         call: Option<Call>,
+        toll: Toll,
     }
 }
 
@@ -44,6 +46,7 @@ pin_project! {
         #[pin]
         inner: B,
         call: Call,
+        toll: Toll,
     }
 }
 
@@ -97,11 +100,14 @@ where
 
     #[inline]
     fn call(&mut self, req: http::Request<B>) -> Self::Future {
+        let toll = self.state.cost.call();
+        let _own = toll.own();
         let call = Call::start(&self.state, || self.route.of(&req));
-        let inner = call.run(Stage::Call, || self.inner.call(req));
+        let inner = call.run(Stage::Call, || cost::inner(|| self.inner.call(req)));
         HttpResponseFuture {
             inner,
             call: Some(call),
+            toll,
         }
     }
 }
@@ -131,17 +137,20 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        let _own = this.toll.own();
         let call = this
             .call
             .as_ref()
             .expect("a future is not polled after its end");
-        let result = ready!(call.poll(Stage::Future, cx, |cx| this.inner.poll(cx)));
+        let inner = |cx: &mut Context<'_>| cost::inner(|| this.inner.poll(cx));
+        let result = ready!(call.poll(Stage::Future, cx, inner));
         let mut call = this.call.take().expect("it was there for the poll");
         Poll::Ready(result.map(|response| {
             if is_served(&response) {
                 call.served();
             }
-            response.map(|inner| ProfiledBody { inner, call })
+            let toll = std::mem::take(this.toll);
+            response.map(|inner| ProfiledBody { inner, call, toll })
         }))
     }
 }
@@ -172,8 +181,9 @@ impl<B: Body> Body for ProfiledBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        this.call
-            .poll(Stage::Body, cx, |cx| this.inner.poll_frame(cx))
+        let _own = this.toll.own();
+        let inner = |cx: &mut Context<'_>| cost::inner(|| this.inner.poll_frame(cx));
+        this.call.poll(Stage::Body, cx, inner)
     }
 
     #[inline]
@@ -192,6 +202,7 @@ impl<B: Default> Default for ProfiledBody<B> {
         Self {
             inner: B::default(),
             call: Call::Off,
+            toll: Toll::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use tower_service::Service;
 use super::call::Call;
 use super::stage::Stage;
 use super::state::State;
+use crate::base::cost::{self, Toll};
 use crate::base::route::{OneRoute, Route};
 use crate::base::stats::Lease;
 
@@ -26,6 +27,7 @@ pin_project! {
         #[pin]
         inner: F,
         call: Call,
+        toll: Toll,
     }
 }
 
@@ -65,9 +67,11 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
+        let toll = self.state.cost.call();
+        let _own = toll.own();
         let call = Call::start(&self.state, || self.route.of(&req));
-        let inner = call.run(Stage::Call, || self.inner.call(req));
-        ResponseFuture { inner, call }
+        let inner = call.run(Stage::Call, || cost::inner(|| self.inner.call(req)));
+        ResponseFuture { inner, call, toll }
     }
 }
 
@@ -92,7 +96,9 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let result = ready!(this.call.poll(Stage::Future, cx, |cx| this.inner.poll(cx)));
+        let _own = this.toll.own();
+        let inner = |cx: &mut Context<'_>| cost::inner(|| this.inner.poll(cx));
+        let result = ready!(this.call.poll(Stage::Future, cx, inner));
         if result.is_ok() {
             this.call.served();
         }

@@ -2,18 +2,17 @@
 //!
 //! # Invariants
 //!
-//! - Code of one thread nests: what is entered last is left first, also in an unwinding. So three cells of the thread
-//!   are all there is: what was decided for the call that is being polled, how long the polls inside it took so far,
-//!   and the state of the dice.
+//! - Code of one thread nests: what is entered last is left first, also in an unwinding. So two cells of the thread
+//!   are all there is: what was decided for the call that is being polled, and how long the polls inside it took so far.
 //! - Whether a call is looked at is decided by the outermost profiled layer; those inside it do as it did. Otherwise
 //!   the time of an inner poll nobody looked at would be taken for the outer one's own.
 //! - A poll that is looked at counts for as many as its weight says, so every counter is an estimate without bias.
 
 use std::cell::Cell;
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use crate::base::clock::{self, Instant};
+use crate::base::stats::once_in;
 
 /// What of a request is polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,7 +42,6 @@ pub(super) struct Took {
 thread_local! {
     static DECIDED: Cell<Option<Weight>> = const { Cell::new(None) };
     static INSIDE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-    static DICE: Cell<u64> = const { Cell::new(0) };
 }
 
 // ===== impl Stage =====
@@ -120,24 +118,6 @@ pub(super) fn measure<T>(
     run()
 }
 
-/// True once in `every` times, never for 0. At random: a count would keep step with requests that come in a pattern.
-#[inline]
-pub(super) fn once_in(every: u32) -> bool {
-    if every < 2 {
-        return every == 1;
-    }
-    let mut dice = DICE.get();
-    if dice == 0 {
-        dice = RandomState::new().hash_one(0) | 1;
-    }
-    // Marsaglia's xorshift64 (Xorshift RNGs, 2003).
-    dice ^= dice << 13;
-    dice ^= dice >> 7;
-    dice ^= dice << 17;
-    DICE.set(dice);
-    ((dice >> 32) * u64::from(every)) >> 32 == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,15 +183,5 @@ mod tests {
             weight.within(|| assert!((0..100).all(|_| Weight::decide(3) == weight)));
         }
         assert_eq!(Weight::decide(1), Weight(1));
-    }
-
-    #[test]
-    fn one_in_so_many_is_looked_at() {
-        for every in [2, 16, 1000] {
-            let rounds = 1000 * every;
-            let hits = (0..rounds).filter(|_| once_in(every)).count();
-            // Six standard deviations either way.
-            assert!((800..1200).contains(&hits), "{hits} of {rounds}");
-        }
     }
 }

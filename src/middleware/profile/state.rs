@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::stage::{Stage, Took, Weight};
 use super::tagging::Tag;
 use crate::base::clock::{Instant, nanos};
+use crate::base::cost::Cost;
 use crate::base::route::{OTHER, Routes};
 use crate::base::signal::process_cpu;
 use crate::base::stats::Striped;
@@ -22,6 +23,7 @@ pub(super) struct State {
     every: AtomicU32,
     pub(super) delay_every: u32,
     pub(super) routes: Routes<Measures>,
+    pub(super) cost: Cost,
     slowest: Mutex<VecDeque<SlowPoll>>,
     /// The CPU time the process had used when the layer was made.
     cpu: Option<Duration>,
@@ -102,6 +104,7 @@ impl State {
             delay_every,
             slowest: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
             cpu: process_cpu(),
+            cost: Cost::new(),
             name,
         }
     }

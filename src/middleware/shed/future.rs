@@ -7,6 +7,7 @@ use tower_service::Service;
 use super::admission::Admission;
 use super::protocol::{Held, Protocol};
 use super::waiting::Waiting;
+use crate::base::cost::{self, Toll};
 
 pin_project! {
     /// The response future of [`Shed`](super::Shed).
@@ -21,6 +22,7 @@ pin_project! {
         #[pin]
         stage: Stage<S, Req, S::Future, P::Refused>,
         protocol: P,
+        toll: Toll,
     }
 }
 
@@ -49,6 +51,7 @@ where
         inner: impl FnOnce() -> S,
         req: Req,
         protocol: P,
+        toll: Toll,
     ) -> Self {
         let (permit, stage) = match admission {
             Admission::Go(permit) => {
@@ -71,6 +74,7 @@ where
             held: Held(permit),
             stage,
             protocol,
+            toll,
         }
     }
 }
@@ -85,6 +89,7 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let _own = this.toll.own();
         loop {
             let next = match this.stage.as_mut().project() {
                 StageProject::Queued { waiting, parked } => {
@@ -104,10 +109,10 @@ where
                 StageProject::Admitted { parked } => {
                     let armed = OnUnwind(this.held);
                     let (inner, _) = parked.as_mut().expect("a request is parked until it runs");
-                    let readiness = inner.poll_ready(cx);
+                    let readiness = cost::inner(|| inner.poll_ready(cx));
                     let started = readiness.map_ok(|()| {
                         let (mut inner, req) = parked.take().expect("it was there");
-                        inner.call(req)
+                        cost::inner(|| inner.call(req))
                     });
                     std::mem::forget(armed);
                     match ready!(started) {
@@ -120,7 +125,7 @@ where
                 }
                 StageProject::Running { inner } => {
                     let armed = OnUnwind(this.held);
-                    let polled = inner.poll(cx);
+                    let polled = cost::inner(|| inner.poll(cx));
                     std::mem::forget(armed);
                     let result = ready!(polled);
                     // The permit ends in this poll, whenever the future is dropped.

@@ -7,7 +7,7 @@ use super::metrics;
 use super::sampler::{REASONS, at, refused_at};
 use super::state::State;
 use crate::base::error::{BoxError, Reason};
-use crate::base::inspect::{Inspect, Knob, Value};
+use crate::base::inspect::{Cost, Inspect, Knob, Value};
 use crate::base::metrics::Families;
 use crate::base::priority::Priority;
 use crate::base::signal::PressureSnapshot;
@@ -234,6 +234,10 @@ impl Inspect for ShedHandle {
             ("dry_run", snapshot.dry_run.into()),
             ("paused", snapshot.paused.into()),
         ])
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

@@ -6,6 +6,7 @@ use super::ask::Triage;
 use super::future::ResponseFuture;
 use super::protocol::Protocol;
 use super::state::State;
+use crate::base::cost;
 use crate::base::stats::Lease;
 
 /// A service in front of which load is shed; see [the module](crate::shed).
@@ -57,9 +58,12 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
+        let toll = self.state.cost.call();
+        let _own = toll.own();
         let ask = self.triage.guarded(&req);
         let admission = State::receive(&self.state, ask);
-        ResponseFuture::new(admission, || self.inner.clone(), req, self.protocol.clone())
+        let inner = || cost::inner(|| self.inner.clone());
+        ResponseFuture::new(admission, inner, req, self.protocol.clone(), toll)
     }
 }
 

@@ -16,6 +16,7 @@ use super::layer::Options;
 use super::queue::{Left, Queue, Tally};
 use super::sampler::{Sampler, at};
 use crate::base::clock::{self, Instant, nanos};
+use crate::base::cost::Cost;
 use crate::base::signal::Pressures;
 use crate::base::stats::Bounds;
 
@@ -25,6 +26,7 @@ pub(super) const COHORTS: u32 = 128;
 /// What all services of a layer share.
 #[derive(Debug)]
 pub(super) struct State {
+    pub(super) cost: Cost,
     pub(super) name: Arc<str>,
     pub(super) sampler: Sampler,
     pub(super) gate: Gate,
@@ -81,6 +83,7 @@ impl State {
             parts.push(0.0);
         }
         Self {
+            cost: Cost::new(),
             sampler: Sampler::new(limit, waits.buckets(), clock::now()),
             gate: Gate::new(start, &queue, &parts),
             streams: Gate::new(options.streams, &Queue::none(), &[]),

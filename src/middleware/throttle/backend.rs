@@ -7,6 +7,7 @@ use super::pushback::{Asked, Pushback};
 use super::random;
 use super::rate::{Counts, Formula, Rate};
 use crate::base::clock::{Instant, nanos};
+use crate::base::cost::Cost;
 use crate::base::error::{Reason, Rejection};
 use crate::base::outcome::Code;
 use crate::base::stats::{Names, Striped};
@@ -56,6 +57,7 @@ pub(super) struct State {
     only: Ledger,
     other: Ledger,
     backends: Names<Ledger>,
+    pub(super) cost: Cost,
 }
 
 /// Which [`Ledger`] a call is billed to.
@@ -144,6 +146,7 @@ impl State {
             backends: Names::new(settings.max_backends),
             http: AtomicBool::new(false),
             epoch,
+            cost: Cost::new(),
             settings,
         }
     }

@@ -6,6 +6,7 @@ use pin_project_lite::pin_project;
 use super::call::Call;
 use super::pushback::Asked;
 use crate::base::clock;
+use crate::base::cost::{self, Toll};
 use crate::base::error::{BoxError, Rejection};
 use crate::base::outcome::Code;
 
@@ -37,6 +38,7 @@ pin_project! {
         #[pin]
         inner: F,
         call: Option<Call>,
+        toll: Toll,
     }
 }
 
@@ -92,10 +94,11 @@ where
 
 impl<F> Answered<F> {
     #[inline]
-    pub(super) fn start(call: Call, inner: impl FnOnce() -> F) -> Self {
+    pub(super) fn start(call: Call, toll: Toll, inner: impl FnOnce() -> F) -> Self {
         Self {
             inner: inner(),
             call: Some(call),
+            toll,
         }
     }
 }
@@ -110,8 +113,9 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        let _own = this.toll.own();
         let armed = OnUnwind(this.call);
-        let polled = this.inner.poll(cx).map_err(Into::into);
+        let polled = cost::inner(|| this.inner.poll(cx)).map_err(Into::into);
         std::mem::forget(armed);
         let result = ready!(polled);
         if let Some(mut call) = this.call.take() {

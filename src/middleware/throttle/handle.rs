@@ -6,7 +6,7 @@ use super::backend::{Cell, Ledger, State};
 use super::budget::RetryBudget;
 use super::metrics;
 use crate::base::clock::{self, Instant};
-use crate::base::inspect::{Inspect, Value};
+use crate::base::inspect::{Cost, Inspect, Value};
 use crate::base::metrics::Families;
 
 /// Reads a [`ThrottleLayer`](super::ThrottleLayer); cheap to clone.
@@ -128,6 +128,10 @@ impl Inspect for ThrottleHandle {
             ])
         });
         Value::map([("backends", Value::list(backends))])
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

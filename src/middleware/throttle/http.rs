@@ -15,6 +15,7 @@ use super::layer::ThrottleLayer;
 use super::pushback::Asked;
 use crate::base::body::{End, Observe, ObservedBody, ObservedFuture};
 use crate::base::clock::Moment;
+use crate::base::cost::{Chain, Toll};
 use crate::base::error::BoxError;
 use crate::base::header;
 use crate::base::outcome::Code;
@@ -43,6 +44,7 @@ pub struct HttpCall {
     call: Call,
     protocol: Protocol,
     stage: Stage,
+    toll: Toll,
 }
 
 /// Where the answer is read.
@@ -116,12 +118,18 @@ where
 
     #[inline]
     fn call(&mut self, req: http::Request<B>) -> Self::Future {
+        let _chain = Chain::begin();
+        let toll = self.state.cost.call();
+        let own = toll.own();
         let critical = || req.extensions().get() == Some(&Priority::Critical);
         let call = match Call::start(&self.state, backend_of(&self.backend, &req), critical) {
             Ok(call) => call,
             Err(rejection) => return ResponseFuture::refused(rejection),
         };
+        drop(own);
+        toll.linger();
         let call = HttpCall {
+            toll,
             call,
             protocol: self.protocol,
             stage: Stage::Sent,
@@ -183,6 +191,7 @@ impl HttpCall {
 impl Observe for HttpCall {
     #[inline]
     fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
+        let _own = self.toll.own();
         self.call.learn();
         match self.protocol {
             Protocol::Http => self.http_head(response.status(), response.headers(), at),
@@ -200,6 +209,7 @@ impl Observe for HttpCall {
 
     #[inline]
     fn end<E: Display + 'static>(mut self, end: End<'_, E>, at: &Moment) {
+        let _own = self.toll.own();
         match (end, self.stage) {
             (_, Stage::Settled) => {}
             // The call's own drop says what it came to.

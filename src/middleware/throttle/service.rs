@@ -5,6 +5,7 @@ use tower_service::Service;
 use super::backend::{Backend, OneBackend, State};
 use super::call::Call;
 use super::future::{Answered, ResponseFuture};
+use crate::base::cost;
 use crate::base::error::BoxError;
 use crate::base::stats::Lease;
 
@@ -53,9 +54,13 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
+        let toll = self.state.cost.call();
+        let _own = toll.own();
         match Call::start(&self.state, self.backend.of(&req), || false) {
             // The call is in a future, and so ends, before any foreign code runs.
-            Ok(call) => ResponseFuture::passed(Answered::start(call, || self.inner.call(req))),
+            Ok(call) => ResponseFuture::passed(Answered::start(call, toll, || {
+                cost::inner(|| self.inner.call(req))
+            })),
             Err(rejection) => ResponseFuture::refused(rejection),
         }
     }

@@ -5,6 +5,7 @@ use pin_project_lite::pin_project;
 
 use super::call::Call;
 use crate::base::clock;
+use crate::base::cost::{self, Toll};
 use crate::base::outcome::{Code, Outcome};
 
 pin_project! {
@@ -15,15 +16,17 @@ pin_project! {
         #[pin]
         inner: F,
         call: Option<Call>,
+        toll: Toll,
     }
 }
 
 impl<F> ResponseFuture<F> {
     #[inline]
-    pub(super) fn start(call: Call, inner: impl FnOnce() -> F) -> Self {
+    pub(super) fn start(call: Call, toll: Toll, inner: impl FnOnce() -> F) -> Self {
         Self {
             inner: inner(),
             call: Some(call),
+            toll,
         }
     }
 }
@@ -38,8 +41,9 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
+        let _own = this.toll.own();
         let armed = OnUnwind(this.call);
-        let polled = this.inner.poll(cx);
+        let polled = cost::inner(|| this.inner.poll(cx));
         std::mem::forget(armed);
         let result = ready!(polled);
         if let Some(call) = this.call.take() {

@@ -7,7 +7,7 @@ use super::connection::Connections;
 use super::metrics;
 use super::route::{Measures, Phase, State};
 use crate::base::clock;
-use crate::base::inspect::{Inspect, Value};
+use crate::base::inspect::{Cost, Inspect, Value};
 use crate::base::metrics::Families;
 use crate::base::outcome::Outcome;
 use crate::base::phases;
@@ -185,6 +185,10 @@ impl Inspect for TimingHandle {
             ])
         });
         Value::map([("routes", Value::list(routes))])
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

@@ -12,6 +12,7 @@ use super::layer::TimingLayer;
 use super::route::State;
 use crate::base::body::{End, Observe};
 use crate::base::clock::Moment;
+use crate::base::cost::Toll;
 use crate::base::deadline::Deadline;
 use crate::base::outcome::{Code, GrpcClassifier, HttpClassifier, Outcome};
 use crate::base::phases::Timings;
@@ -48,6 +49,7 @@ pub struct HttpCall<C: MakeClassifier> {
     /// The status says that somebody serves this path.
     served: bool,
     classify: Classify<C>,
+    toll: Toll,
 }
 
 enum Classify<C: MakeClassifier> {
@@ -125,12 +127,17 @@ where
 
     #[inline]
     fn start(&mut self, req: &mut http::Request<B>, at: &Moment) -> HttpCall<C> {
+        let toll = self.state.cost.call();
+        let own = toll.own();
         let now = at.now();
         let classifier = self.classifier.make_classifier(req);
         let deadline = Deadline::of(req, now, None);
         let ready = self.wait.take();
         let call = Call::start(&self.state, self.route.of(req), ready, deadline, now);
+        drop(own);
+        toll.linger();
         HttpCall {
+            toll,
             call,
             head: req.method() == http::Method::HEAD,
             served: false,
@@ -156,6 +163,7 @@ impl<R: Clone, C: Clone> Clone for HttpWatch<R, C> {
 impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
     #[inline]
     fn head<B>(&mut self, response: &http::Response<B>, at: &Moment) {
+        let _own = self.toll.own();
         if let Some(watch) = self.call.watch() {
             watch.first(at.now());
         }
@@ -187,6 +195,7 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
 
     #[inline]
     fn data<D: Buf>(&mut self, _: &D, at: &Moment) {
+        let _own = self.toll.own();
         if let Some(watch) = self.call.watch() {
             watch.delivered(|| at.now());
         }
@@ -194,6 +203,7 @@ impl<C: MakeClassifier<FailureClass: Into<Outcome>>> Observe for HttpCall<C> {
 
     #[inline]
     fn end<E: Display + 'static>(self, end: End<'_, E>, at: &Moment) {
+        let _own = self.toll.own();
         let classified = |result: Result<(), C::FailureClass>| {
             result.map_or_else(Into::into, |()| Outcome::Success)
         };

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::connection::Connections;
 use crate::base::clock::{Instant, nanos};
+use crate::base::cost::Cost;
 use crate::base::outcome::Outcome;
 use crate::base::phases::Timings;
 use crate::base::route::{Place, Routes};
@@ -17,6 +18,7 @@ pub(super) struct State {
     pub(super) http: std::sync::atomic::AtomicBool,
     window: Window,
     routes: Routes<Measures>,
+    pub(super) cost: Cost,
 }
 
 /// The numbers of one route.
@@ -66,6 +68,7 @@ impl State {
             bounds,
             window,
             expected,
+            cost: Cost::new(),
         }
     }
 

@@ -6,6 +6,7 @@ use super::call::{Call, ReadyWait};
 use super::future::ResponseFuture;
 use super::route::State;
 use crate::base::clock;
+use crate::base::cost;
 use crate::base::route::{OneRoute, Route};
 use crate::base::stats::Lease;
 
@@ -58,10 +59,12 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
+        let toll = self.state.cost.call();
+        let _own = toll.own();
         let ready = self.wait.take();
         let call = Call::start(&self.state, self.route.of(&req), ready, None, clock::now());
         // The call is in a future, and so ends, before any foreign code runs.
-        ResponseFuture::start(call, || self.inner.call(req))
+        ResponseFuture::start(call, toll, || cost::inner(|| self.inner.call(req)))
     }
 }
 

@@ -1,0 +1,289 @@
+//! What a layer's own code costs, without what is inside it.
+//!
+//! # How it works
+//!
+//! A layer keeps a [`Cost`]. Each of its calls asks it for a [`Toll`], which is empty but for one call in 64, and for
+//! all of them until somebody asks for the first time. A call that pays is measured: every time its own code runs it
+//! opens a stretch by [`Toll::own`], and calls and polls of the inner service go through [`Toll::inner`], which takes
+//! their time out again.
+//!
+//! Who calls whom is seen on the way: a call that begins within the stretch of another layer's call is inside it.
+//!
+//! # Invariants
+//!
+//! - Code of one thread nests, so a few cells of the thread are enough: the layer inside which code runs, whether that
+//!   code is a layer's own, the time that is not, and how many pieces it came in. Whoever sets them puts back what they
+//!   were, also in an unwinding.
+//! - A reading of the clock costs as much as much of what is measured here. Each piece between two readings has the
+//!   cost of one in it, so pieces are counted and that much is taken off when somebody reads.
+//!
+//! ```
+//! use tower_flow::inspect::Cost;
+//!
+//! let cost = Cost::new();
+//! // A layer of your own does this for each call, and shows its cost by `Inspect::cost`.
+//! let toll = cost.call();
+//! let own = toll.own();
+//! let answer = toll.inner(|| 42);
+//! drop(own);
+//! assert_eq!(answer, 42);
+//! ```
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::clock::{self, Instant, nanos};
+use super::stats::once_in;
+
+/// One call in so many is measured.
+const EVERY: u32 = 64;
+
+/// No layer; also what a layer is inside until it is seen inside another one.
+const NONE: u32 = 0;
+
+/// Whether anybody wants to know.
+static WANTED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static INSIDE: Cell<u32> = const { Cell::new(NONE) };
+    static OWN: Cell<bool> = const { Cell::new(false) };
+    static NOT_OWN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    static PIECES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// What the calls of one layer cost. Clones are the same; see [`Flow::overhead`](crate::Flow::overhead).
+#[derive(Debug, Clone)]
+pub struct Cost(Arc<Books>);
+
+#[derive(Debug)]
+struct Books {
+    id: u32,
+    inside: AtomicU32,
+    calls: AtomicU64,
+    pieces: AtomicU64,
+    nanos: AtomicU64,
+}
+
+/// What one call carries: nothing, unless it is measured.
+#[derive(Debug, Default)]
+#[must_use = "a call carries it to its end"]
+pub struct Toll(Option<Cost>);
+
+/// While it lives the layer's own code runs.
+#[derive(Debug)]
+#[must_use = "dropped at once it measures nothing"]
+pub struct Own {
+    _stretch: Option<Stretch>,
+}
+
+#[derive(Debug)]
+struct Stretch {
+    cost: Cost,
+    start: Instant,
+    outer: Cells,
+}
+
+/// The cells of the thread as they were.
+#[derive(Debug)]
+struct Cells {
+    inside: u32,
+    own: bool,
+    not_own: Duration,
+    pieces: u64,
+}
+
+/// What a call of a layer costs on average, and the layer it was seen inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mean {
+    pub(crate) sampled: u64,
+    pub(crate) per_call: Duration,
+    pub(crate) id: u32,
+    pub(crate) inside: Option<u32>,
+}
+
+/// Begins to measure, in the whole process.
+pub(crate) fn want() {
+    WANTED.store(true, Ordering::Relaxed);
+}
+
+/// Follows a request through layers that do not enclose each other: what is called within it is inside whatever ran
+/// last. Nothing unless a call that is measured began before.
+#[derive(Debug)]
+pub(crate) struct Chain(u32);
+
+impl Chain {
+    #[inline]
+    pub(crate) fn begin() -> Self {
+        Self(INSIDE.get())
+    }
+}
+
+impl Drop for Chain {
+    #[inline]
+    fn drop(&mut self) {
+        INSIDE.set(self.0);
+    }
+}
+
+// ===== impl Cost =====
+
+impl Cost {
+    /// The books of a layer, empty.
+    pub fn new() -> Self {
+        static LAST: AtomicU32 = AtomicU32::new(NONE);
+        Self(Arc::new(Books {
+            id: LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+            inside: NONE.into(),
+            calls: AtomicU64::new(0),
+            pieces: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+        }))
+    }
+
+    /// A call begins. Inside one that is measured it is measured too.
+    #[inline]
+    pub fn call(&self) -> Toll {
+        if !WANTED.load(Ordering::Relaxed) {
+            return Toll(None);
+        }
+        self.ask()
+    }
+
+    fn ask(&self) -> Toll {
+        let outer = INSIDE.get();
+        if outer == NONE && !once_in(EVERY) {
+            return Toll(None);
+        }
+        let books = &*self.0;
+        books.calls.fetch_add(1, Ordering::Relaxed);
+        // A service that calls itself through the same layer is not inside itself.
+        if outer != NONE && outer != books.id {
+            books.inside.store(outer, Ordering::Relaxed);
+        }
+        Toll(Some(self.clone()))
+    }
+
+    pub(crate) fn mean(&self) -> Mean {
+        let books = &*self.0;
+        let sampled = books.calls.load(Ordering::Relaxed);
+        let spent = Duration::from_nanos(books.nanos.load(Ordering::Relaxed));
+        let pieces = books.pieces.load(Ordering::Relaxed);
+        let own = spent.saturating_sub(Duration::from_nanos(
+            pieces.saturating_mul(nanos(reading())),
+        ));
+        let inside = books.inside.load(Ordering::Relaxed);
+        Mean {
+            sampled,
+            per_call: if sampled == 0 {
+                Duration::ZERO
+            } else {
+                own.div_f64(sampled as f64)
+            },
+            id: books.id,
+            inside: (inside != NONE).then_some(inside),
+        }
+    }
+}
+
+impl Default for Cost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs what is not the own code of the layer that runs: a call or poll of its inner service.
+#[inline]
+pub(crate) fn inner<T>(run: impl FnOnce() -> T) -> T {
+    if OWN.get() { outside(run) } else { run() }
+}
+
+#[cold]
+fn outside<T>(run: impl FnOnce() -> T) -> T {
+    struct Back(Instant, u32);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            let spent = clock::now().saturating_duration_since(self.0);
+            NOT_OWN.set(NOT_OWN.get() + spent);
+            PIECES.set(PIECES.get() + 1);
+            INSIDE.set(self.1);
+            OWN.set(true);
+        }
+    }
+    OWN.set(false);
+    let _back = Back(clock::now(), INSIDE.get());
+    run()
+}
+
+// ===== impl Toll =====
+
+impl Toll {
+    /// The layer's own code runs from now on, until the answer is dropped.
+    #[inline]
+    pub fn own(&self) -> Own {
+        let cost = self.0.as_ref();
+        Own {
+            _stretch: cost.map(|cost| Stretch::open(cost.clone())),
+        }
+    }
+
+    /// Runs what is not the layer's own: the inner service, within [`own`](Self::own).
+    #[inline]
+    pub fn inner<T>(&self, run: impl FnOnce() -> T) -> T {
+        inner(run)
+    }
+
+    /// What is called from now on is inside this layer, though it does not enclose it: until the [`Chain`] ends.
+    #[inline]
+    pub(crate) fn linger(&self) {
+        if let Some(cost) = &self.0 {
+            INSIDE.set(cost.0.id);
+        }
+    }
+}
+
+impl Stretch {
+    #[cold]
+    fn open(cost: Cost) -> Self {
+        Self {
+            outer: Cells {
+                inside: INSIDE.replace(cost.0.id),
+                own: OWN.replace(true),
+                not_own: NOT_OWN.replace(Duration::ZERO),
+                pieces: PIECES.replace(1),
+            },
+            cost,
+            start: clock::now(),
+        }
+    }
+}
+
+impl Drop for Stretch {
+    fn drop(&mut self) {
+        let spent = clock::now().saturating_duration_since(self.start);
+        let own = spent.saturating_sub(NOT_OWN.replace(self.outer.not_own));
+        let books = &*self.cost.0;
+        books.nanos.fetch_add(nanos(own), Ordering::Relaxed);
+        let pieces = PIECES.replace(self.outer.pieces);
+        books.pieces.fetch_add(pieces, Ordering::Relaxed);
+        INSIDE.set(self.outer.inside);
+        OWN.set(self.outer.own);
+    }
+}
+
+/// What a reading of the clock costs: the least of many, once.
+fn reading() -> Duration {
+    static READING: OnceLock<Duration> = OnceLock::new();
+    const TIMES: u32 = 64;
+    *READING.get_or_init(|| {
+        let rounds = (0..32).map(|_| {
+            let start = clock::now();
+            for _ in 0..TIMES {
+                std::hint::black_box(clock::now());
+            }
+            clock::now().saturating_duration_since(start) / (TIMES + 1)
+        });
+        rounds.min().unwrap_or_default()
+    })
+}
