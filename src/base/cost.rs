@@ -235,6 +235,7 @@ impl Toll {
     }
 
     /// What is called from now on is inside this layer, though it does not enclose it: until the [`Chain`] ends.
+    #[cfg(any(feature = "grpc", feature = "throttle", feature = "timing"))]
     #[inline]
     pub(crate) fn linger(&self) {
         if let Some(cost) = &self.0 {
@@ -286,4 +287,114 @@ fn reading() -> Duration {
         });
         rounds.min().unwrap_or_default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn spend(ms: u64) {
+        // Time moves at once; the tasks it wakes are of no interest.
+        let _moved = tokio::time::advance(Duration::from_millis(ms)).now_or_never();
+    }
+
+    /// A call that is measured.
+    fn toll(cost: &Cost) -> Toll {
+        cost.0.calls.fetch_add(1, Ordering::Relaxed);
+        Toll(Some(cost.clone()))
+    }
+
+    fn spent(cost: &Cost) -> u64 {
+        cost.0.nanos.load(Ordering::Relaxed) / 1_000_000
+    }
+
+    fn is_clean() -> bool {
+        INSIDE.get() == NONE && !OWN.get() && NOT_OWN.get().is_zero()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_inside_is_not_its_own() {
+        want();
+        let (outer, other) = (Cost::new(), Cost::new());
+        let call = toll(&outer);
+        let own = call.own();
+        spend(1);
+        call.inner(|| {
+            spend(2);
+            // Inside a call that is measured every call is.
+            let call = other.call();
+            let _own = call.own();
+            spend(4);
+            call.inner(|| spend(8));
+            spend(16);
+        });
+        spend(32);
+        call.inner(|| spend(64));
+        drop(own);
+        assert!(is_clean());
+        // Later, in a poll of the same call.
+        drop(call.own());
+        assert_eq!((spent(&outer), spent(&other)), (33, 20));
+        let (outer, other) = (outer.mean(), other.mean());
+        assert_eq!((outer.sampled, other.sampled), (1, 1));
+        assert_eq!((outer.inside, other.inside), (None, Some(outer.id)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_layer_that_encloses_nothing_is_seen_round_what_follows() {
+        want();
+        let (first, second) = (Cost::new(), Cost::new());
+        let chain = Chain::begin();
+        let call = toll(&first);
+        drop(call.own());
+        call.linger();
+        let _inner = second.call();
+        drop(chain);
+        assert!(is_clean());
+        assert_eq!(second.mean().inside, Some(first.mean().id));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_puts_everything_back() {
+        let cost = Cost::new();
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let call = toll(&cost);
+            let _own = call.own();
+            spend(1);
+            call.inner(|| {
+                spend(2);
+                panic!("told to");
+            })
+        }));
+        assert!(caught.is_err() && is_clean());
+        assert_eq!(spent(&cost), 1);
+    }
+
+    #[test]
+    fn nothing_costs_about_nothing() {
+        let cost = Cost::new();
+        for _ in 0..10_000 {
+            let call = toll(&cost);
+            let _own = call.own();
+            call.inner(|| ());
+        }
+        let mean = cost.mean();
+        // A debug build on a busy machine; the bench `overhead` says what it is in a release build.
+        assert!(mean.per_call < Duration::from_micros(50), "{mean:?}");
+    }
+
+    #[test]
+    fn one_call_in_so_many_is_measured() {
+        want();
+        let cost = Cost::new();
+        for _ in 0..100 * EVERY {
+            let _toll = cost.call();
+        }
+        let sampled = cost.mean().sampled;
+        assert!((40..160).contains(&sampled), "{sampled} of {}", 100 * EVERY);
+    }
 }

@@ -104,6 +104,7 @@ impl<M> Routes<M> {
     }
 
     /// The only route; `None` when requests name theirs.
+    #[cfg(feature = "timing")]
     pub(crate) fn only(&self) -> Option<&M> {
         (!self.routed).then_some(&self.only)
     }

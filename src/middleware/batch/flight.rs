@@ -20,6 +20,7 @@ use super::request::{Batch, Facts};
 use super::results::IntoResults;
 use super::state::{Cell, Measure};
 use crate::base::clock;
+use crate::base::cost;
 use crate::base::deadline::Deadline;
 use crate::base::error::{BoxError, Reason, Rejection, SharedError};
 
@@ -124,7 +125,10 @@ impl<L: Kit> Flight<L> {
             };
             let made = caught(|| {
                 let copies = copy.map(|copy| items.iter().map(copy).collect::<Vec<_>>());
-                (copies, service.call(Batch::of(items, facts)))
+                (
+                    copies,
+                    cost::inner(|| service.call(Batch::of(items, facts))),
+                )
             });
             let (copies, called) = match made {
                 Ok((copies, future)) => (copies, result(future).await),
@@ -274,13 +278,15 @@ impl<L: Kit> Drop for Flight<L> {
 
 /// The service once it is ready.
 async fn ready_again<S: Batching<Req>, Req>(mut service: S) -> Result<S, Failure> {
-    let ready = poll_fn(|cx| match caught(|| service.poll_ready(cx)) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(ready)) => {
-            Poll::Ready(ready.map_err(|error| Failure::Unready(error.into())))
-        }
-        Err(failure) => Poll::Ready(Err(failure)),
-    });
+    let ready = poll_fn(
+        |cx| match caught(|| cost::inner(|| service.poll_ready(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(ready)) => {
+                Poll::Ready(ready.map_err(|error| Failure::Unready(error.into())))
+            }
+            Err(failure) => Poll::Ready(Err(failure)),
+        },
+    );
     ready.await.map(|()| service)
 }
 
@@ -293,7 +299,7 @@ async fn result<T, E: Into<BoxError>>(
         let Some(future) = future.as_mut().as_pin_mut() else {
             unreachable!("a future is there until it is ready");
         };
-        match caught(|| future.poll(cx)) {
+        match caught(|| cost::inner(|| future.poll(cx))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(done)) => {
                 Poll::Ready(done.map_err(|error| Failure::Error(error.into())))

@@ -7,6 +7,7 @@ use super::hub::{Verbs, late};
 use super::items::Ticket;
 use super::state::State;
 use crate::base::clock::Instant;
+use crate::base::cost::Toll;
 use crate::base::error::BoxError;
 use crate::base::stats::Lease;
 use crate::base::timer::Timer;
@@ -15,6 +16,7 @@ use crate::base::timer::Timer;
 pub struct ResponseFuture<T: 'static> {
     stage: Stage<T>,
     state: Lease<State>,
+    toll: Toll,
 }
 
 enum Stage<T: 'static> {
@@ -33,6 +35,7 @@ impl<T> ResponseFuture<T> {
         Self {
             stage: Stage::Refused(error),
             state,
+            toll: Toll::default(),
         }
     }
 
@@ -41,6 +44,7 @@ impl<T> ResponseFuture<T> {
         verbs: &'static Verbs<T>,
         ticket: Ticket,
         deadline: Option<Instant>,
+        toll: Toll,
     ) -> Self {
         Self {
             stage: Stage::Waiting {
@@ -50,6 +54,7 @@ impl<T> ResponseFuture<T> {
                 timer: Timer::default(),
             },
             state,
+            toll,
         }
     }
 }
@@ -59,6 +64,7 @@ impl<T> Future for ResponseFuture<T> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        let _own = this.toll.own();
         let Stage::Waiting {
             verbs,
             ticket,

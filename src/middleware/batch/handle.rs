@@ -10,7 +10,7 @@ use super::metrics;
 use super::request::Flush;
 use super::state::{Cell, State};
 use crate::base::error::BoxError;
-use crate::base::inspect::{Inspect, Knob, Value};
+use crate::base::inspect::{Cost, Inspect, Knob, Value};
 use crate::base::metrics::Families;
 
 /// Reads and steers a [`BatchLayer`](super::BatchLayer); cheap to clone.
@@ -202,6 +202,10 @@ impl Inspect for BatchHandle {
             )
             .into()),
         }
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

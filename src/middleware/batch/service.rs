@@ -13,6 +13,7 @@ use super::plan::Plan;
 use super::request::Batch;
 use super::results::IntoResults;
 use super::state::State;
+use crate::base::cost;
 use crate::base::error::BoxError;
 use crate::base::stats::Lease;
 
@@ -87,15 +88,17 @@ where
     }
 
     fn call(&mut self, req: Req) -> Self::Future {
+        let toll = self.turn.state.cost.call();
+        let _own = toll.own();
         self.turn.ready = false;
         let state = self.turn.state.clone();
         let hub = Hub::<Types<S, Req, K, D>>::of(&self.turn.state);
         match hub.accept(&self.turn.state, self.scope, req) {
             Ok((ticket, deadline, claim)) => {
                 let verbs = Hub::<Types<S, Req, K, D>>::VERBS;
-                let future = ResponseFuture::waiting(state, verbs, ticket, deadline);
+                let future = ResponseFuture::waiting(state, verbs, ticket, deadline, toll);
                 if let Some(claim) = claim {
-                    hub.begin(claim, false, || self.inner.clone());
+                    hub.begin(claim, false, || cost::inner(|| self.inner.clone()));
                 }
                 future
             }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::board::Tally;
 use super::shard::Rules;
 use crate::base::clock::nanos;
+use crate::base::cost::Cost;
 use crate::base::executor::Executor;
 use crate::base::metrics::Histogram;
 use crate::base::pertype::PerType;
@@ -52,6 +53,7 @@ pub(super) struct Settings {
 
 /// What all services of a layer share.
 pub(super) struct State {
+    pub(super) cost: Cost,
     pub(super) settings: Settings,
     /// As they are now.
     rules: Mutex<Rules>,
@@ -110,6 +112,7 @@ pub(super) struct Stats {
 impl State {
     pub(super) fn new(settings: Settings, plan: Arc<dyn Any + Send + Sync>) -> Self {
         Self {
+            cost: Cost::new(),
             rules: Mutex::new(settings.rules.clone()),
             settings,
             stats: Arc::new(Stats::new()),

@@ -21,6 +21,7 @@ use super::share::{Admit, Gone, Share};
 use super::state::{Cell, OnLeaderDrop, Readiness, State, Time};
 use super::work::{Cabin, Stage};
 use crate::base::clock::{self, Instant, Moment};
+use crate::base::cost::Toll;
 use crate::base::error::{BoxError, Reason, Rejection};
 use crate::base::priority::Priority;
 use crate::base::stats::Lease;
@@ -47,6 +48,7 @@ pin_project! {
         // Ends this caller's wait.
         patience: Timer,
         terms: Terms,
+        toll: Toll,
         state: Lease<State>,
         policy: PhantomData<fn() -> P>,
     }
@@ -101,9 +103,16 @@ where
             known: None,
             patience: Timer::default(),
             terms,
+            toll: Toll::default(),
             state,
             policy: PhantomData,
         }
+    }
+
+    /// Carries the toll of its call.
+    pub(super) fn paying(mut self, toll: Toll) -> Self {
+        self.toll = toll;
+        self
     }
 }
 
@@ -120,6 +129,7 @@ where
     type Output = Result<P::Response, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let _own = self.toll.own();
         loop {
             let step = match self.waiter {
                 Some(_) => ready!(self.as_mut().wait(cx)),

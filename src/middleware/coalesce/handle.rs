@@ -6,7 +6,7 @@ use super::metrics;
 use super::state::{ALONE, Cell, ENDS, State};
 use crate::base::clock;
 use crate::base::error::BoxError;
-use crate::base::inspect::{Inspect, Knob, Value};
+use crate::base::inspect::{Cost, Inspect, Knob, Value};
 use crate::base::metrics::Families;
 
 /// Reads a [`CoalesceLayer`](super::CoalesceLayer); cheap to clone.
@@ -158,6 +158,10 @@ impl Inspect for CoalesceHandle {
             )
             .into()),
         }
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

@@ -11,6 +11,7 @@ use super::hub::Hub;
 use super::key::{KeyBy, Scoped};
 use super::share::{ArcError, Share};
 use super::state::{Readiness, State};
+use crate::base::cost;
 use crate::base::error::BoxError;
 use crate::base::stats::Lease;
 
@@ -82,13 +83,15 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let mut service = self.inner.clone();
+        let toll = self.state.cost.call();
+        let _own = toll.own();
+        let mut service = cost::inner(|| self.inner.clone());
         let ready = self.state.settings.readiness == Readiness::Eager;
         if ready {
             // The very service that was found ready takes the call, and its clone the next.
             mem::swap(&mut self.inner, &mut service);
         }
-        start(service, self.state.clone(), self.scope, ready, req)
+        start(service, self.state.clone(), self.scope, ready, req).paying(toll)
     }
 }
 

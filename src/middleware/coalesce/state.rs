@@ -7,6 +7,7 @@ use super::flight::Orphan;
 use super::map::Tally;
 use super::shard::Rules;
 use crate::base::clock::{Instant, nanos};
+use crate::base::cost::Cost;
 use crate::base::executor::Executor;
 use crate::base::metrics::Histogram;
 use crate::base::pertype::PerType;
@@ -58,6 +59,7 @@ pub(super) struct Settings {
 
 /// What all services of a layer share.
 pub(super) struct State {
+    pub(super) cost: Cost,
     pub(super) settings: Settings,
     pub(super) stats: Arc<Stats>,
     /// Whether all requests go alone.
@@ -136,6 +138,7 @@ pub(super) struct Stats {
 impl State {
     pub(super) fn new(settings: Settings, policy: Arc<dyn Any + Send + Sync>) -> Self {
         Self {
+            cost: Cost::new(),
             settings,
             stats: Arc::new(Stats::new()),
             paused: AtomicBool::new(false),

@@ -12,6 +12,7 @@ use tower_service::Service;
 use super::map::Claim;
 use super::shard::Ticket;
 use crate::base::clock;
+use crate::base::cost;
 use crate::base::timer;
 
 pin_project! {
@@ -96,16 +97,16 @@ where
         } = self.as_mut().project()
         {
             if !*ready {
-                ready!(service.poll_ready(cx))?;
+                ready!(cost::inner(|| service.poll_ready(cx)))?;
                 *ready = true;
             }
             let mut req = req.take().expect("a request is sent once");
             prepare(&mut req);
-            let future = service.call(req);
+            let future = cost::inner(|| service.call(req));
             self.set(Stage::Calling { future });
         }
         match self.project() {
-            StageProj::Calling { future } => future.poll(cx),
+            StageProj::Calling { future } => cost::inner(|| future.poll(cx)),
             _ => unreachable!("only a call in the making is polled"),
         }
     }

@@ -17,6 +17,7 @@ use super::lease::Lease;
 use super::request;
 use super::shared::{Asked, Shared};
 use crate::base::clock::{self, Instant, Moment};
+use crate::base::cost::{self, Toll};
 use crate::base::error::BoxError;
 use crate::base::phases::{Phase, Timings};
 
@@ -32,6 +33,7 @@ pub struct ResponseFuture<B: Send + 'static> {
     granted: Instant,
     retries: u32,
     state: State<B>,
+    toll: Toll,
 }
 
 enum State<B: Send + 'static> {
@@ -57,12 +59,15 @@ where
 {
     #[inline]
     pub(super) fn new(shared: &Arc<Shared<B>>, req: Request<B>) -> Self {
+        let toll = shared.cost.call();
+        let _own = toll.own();
         let start = clock::now();
         let mut future = Self {
             start,
             granted: start,
             retries: shared.options.retries,
             state: State::Done,
+            toll,
         };
         if let Some(events) = &shared.options.events {
             match name_of(req.uri()) {
@@ -220,6 +225,7 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        let _own = this.toll.own();
         loop {
             match &mut this.state {
                 State::Waiting(waiting) => {
@@ -247,7 +253,7 @@ where
                     };
                 }
                 State::Sent(lease) => {
-                    let result = ready!(lease.poll_answer(cx));
+                    let result = ready!(cost::inner(|| lease.poll_answer(cx)));
                     let State::Sent(lease) = mem::replace(&mut this.state, State::Done) else {
                         unreachable!("it was sent");
                     };

@@ -10,7 +10,7 @@ use super::shared::Shared;
 use super::stats::{HostStats, PhaseStats, Stats};
 use crate::base::clock;
 use crate::base::error::BoxError;
-use crate::base::inspect::{Inspect, Knob, Value};
+use crate::base::inspect::{Cost, Inspect, Knob, Value};
 use crate::base::metrics::Families;
 use crate::base::signal::Signal;
 
@@ -33,6 +33,7 @@ pub struct PoolSignal {
 /// A pool, whatever its bodies.
 trait Look: Send + Sync {
     fn name(&self) -> &str;
+    fn cost(&self) -> &Cost;
     fn stats(&self) -> Stats;
     fn host(&self, uri: &Uri) -> Option<HostStats>;
     fn hosts(&self, most: usize) -> Vec<HostStats>;
@@ -44,6 +45,10 @@ trait Look: Send + Sync {
 }
 
 impl<B: Send + 'static> Look for Shared<B> {
+    fn cost(&self) -> &Cost {
+        &self.cost
+    }
+
     fn name(&self) -> &str {
         &self.options.name
     }
@@ -220,6 +225,10 @@ impl Inspect for PoolHandle {
             ("hosts_known", stats.hosts.into()),
             ("hosts", Value::list(hosts)),
         ])
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(self.0.cost())
     }
 
     fn collect(&self, families: &mut Families) {

@@ -22,6 +22,7 @@ use super::keeper::{self, Keeper};
 use super::metrics::Measures;
 use super::request;
 use crate::base::clock::Instant;
+use crate::base::cost::Cost;
 
 /// Makes the connections: the connector, whatever its type.
 pub(super) trait Dialler<B>: Send + Sync {
@@ -46,6 +47,7 @@ pub(super) struct Options {
 }
 
 pub(super) struct Shared<B> {
+    pub(super) cost: Cost,
     pub(super) options: Options,
     pub(super) measures: Measures,
     dialler: Box<dyn Dialler<B>>,
@@ -96,6 +98,7 @@ impl<B: 'static> Shared<B> {
     pub(super) fn new(options: Options, limits: Limits, dialler: Box<dyn Dialler<B>>) -> Self {
         let hasher = RandomState::new();
         Self {
+            cost: Cost::new(),
             measures: Measures::default(),
             dialler,
             locked: Mutex::new(Locked {

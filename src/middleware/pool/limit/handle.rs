@@ -5,7 +5,7 @@ use super::metrics;
 use super::origin::Parts;
 use super::state::{State, What};
 use crate::base::error::BoxError;
-use crate::base::inspect::{Inspect, Knob, Value};
+use crate::base::inspect::{Cost, Inspect, Knob, Value};
 use crate::base::metrics::Families;
 use crate::base::stats::Lease;
 
@@ -202,6 +202,10 @@ impl Inspect for LimitHandle {
         entries.push(("hosts", whole(snapshot.hosts)));
         entries.push(("busiest", Value::list(hosts)));
         Value::map(entries)
+    }
+
+    fn cost(&self) -> Option<&Cost> {
+        Some(&self.0.cost)
     }
 
     fn collect(&self, families: &mut Families) {

@@ -16,6 +16,7 @@ use super::permit::Permit;
 use super::state::{Options, State, What};
 use crate::base::body::{End, Observe, ObservedBody};
 use crate::base::clock::Moment;
+use crate::base::cost::{self, Toll};
 use crate::base::error::BoxError;
 use crate::base::flow::Flow;
 use crate::base::stats::Lease;
@@ -49,6 +50,7 @@ pin_project! {
         #[pin]
         stage: Stage<S, Request<B>, S::Future>,
         permit: Option<RequestPermit>,
+        toll: Toll,
     }
 }
 
@@ -198,10 +200,13 @@ where
 
     #[inline]
     fn call(&mut self, req: Request<B>) -> Self::Future {
+        let toll = self.state.cost.call();
+        let _own = toll.own();
         ResponseFuture {
+            toll,
             stage: Stage::Waits {
                 acquire: State::enter(&self.state, req.uri()),
-                parked: Some((self.inner.clone(), req)),
+                parked: Some((cost::inner(|| self.inner.clone()), req)),
             },
             permit: None,
         }
@@ -247,6 +252,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let _own = this.toll.own();
         loop {
             let next = match this.stage.as_mut().project() {
                 StageProject::Waits { acquire, parked } => {
@@ -265,9 +271,9 @@ where
                     let (inner, _) = parked.as_mut().expect("a request is parked until it runs");
                     // Out of the future while foreign code runs: should that panic, it ends in the unwinding.
                     let permit = this.permit.take();
-                    let started = inner.poll_ready(cx).map_ok(|()| {
+                    let started = cost::inner(|| inner.poll_ready(cx)).map_ok(|()| {
                         let (mut inner, req) = parked.take().expect("it was there");
-                        inner.call(req)
+                        cost::inner(|| inner.call(req))
                     });
                     match started {
                         Poll::Pending => {
@@ -286,7 +292,7 @@ where
                 }
                 StageProject::Runs { inner } => {
                     let permit = this.permit.take();
-                    let Poll::Ready(result) = inner.poll(cx) else {
+                    let Poll::Ready(result) = cost::inner(|| inner.poll(cx)) else {
                         *this.permit = permit;
                         return Poll::Pending;
                     };

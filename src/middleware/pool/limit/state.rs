@@ -9,6 +9,7 @@ use super::gate::{Arrival, Facts, Gate, Limits};
 use super::origin::{Origin, Parts};
 use super::permit::Permit;
 use crate::base::clock::{self, Instant};
+use crate::base::cost::Cost;
 use crate::base::error::{Reason, Rejection};
 use crate::base::stats::{Bounds, Lease};
 use crate::leased;
@@ -42,6 +43,7 @@ pub(super) struct State {
     pub(super) settings: Settings,
     pub(super) bounds: Bounds,
     inner: Mutex<Inner>,
+    pub(super) cost: Cost,
 }
 
 leased!(State);
@@ -141,6 +143,7 @@ impl State {
             ..Counts::default()
         };
         Self {
+            cost: Cost::new(),
             inner: Mutex::new(Inner {
                 gate: Gate::new(settings.limits),
                 counts,
