@@ -20,6 +20,7 @@ use support::{Answer, Counting, Echo, Question, Variant, measure, rounds};
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
 use tower_flow::preset::ByPath;
+use tower_flow::profile::ProfileLayer;
 use tower_flow::shed::ShedLayer;
 use tower_flow::stats::Lease;
 use tower_flow::timing::TimingLayer;
@@ -106,6 +107,25 @@ fn main() {
         Variant::cloned(
             "preset, a clone a call",
             preset::grpc_server_observed(&flow).layer(Echo),
+        ),
+        Variant::reused("profile, off", ProfileLayer::new("t").every(0).layer(Echo)),
+        Variant::reused("floor of a profile: 4 clocks, 6 adds", floor(4, 6)),
+        Variant::reused(
+            "profile, every call",
+            ProfileLayer::new("t").delay_every(0).layer(Echo),
+        ),
+        Variant::reused(
+            "profile, every call, one in 16 with its wake-ups",
+            ProfileLayer::new("t").layer(Echo),
+        ),
+        Variant::reused(
+            "profile, one call in 64",
+            ProfileLayer::new("t").every(64).layer(Echo),
+        ),
+        Variant::reused("floor of a profile with a body: 8 clocks", floor(8, 12)),
+        Variant::reused(
+            "profile, HTTP, by path",
+            ProfileLayer::new("t").route_with(ByPath).http().layer(Echo),
         ),
         Variant::reused("connection streams", tracked.connection().service(Echo)),
     ];

@@ -7,6 +7,7 @@ use tower_layer::Stack;
     feature = "batch",
     feature = "coalesce",
     feature = "grpc",
+    feature = "profile",
     feature = "shed",
     feature = "throttle",
     feature = "timing"
@@ -18,6 +19,8 @@ use crate::batch::BatchLayer;
 use crate::coalesce::{CoalesceLayer, GrpcCoalesceLayer, HttpKey, HttpShare};
 #[cfg(feature = "grpc")]
 use crate::grpc::{GrpcClientLayer, GrpcServerLayer};
+#[cfg(feature = "profile")]
+use crate::profile::{HttpProfileLayer, ProfileLayer};
 #[cfg(feature = "shed")]
 use crate::shed::{GrpcShedLayer, HttpShedLayer, ShedLayer};
 #[cfg(feature = "throttle")]
@@ -51,6 +54,18 @@ pub trait ServiceBuilderExt<L>: sealed::Sealed<L> + Sized {
     #[cfg(feature = "timing")]
     fn http_timing(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpTimingLayer, L>> {
         self.add(TimingLayer::new(name).attach(flow).http())
+    }
+
+    /// Measures how long polls of any service take, as one route called `name`.
+    #[cfg(feature = "profile")]
+    fn profile(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<ProfileLayer, L>> {
+        self.add(ProfileLayer::new(name).attach(flow))
+    }
+
+    /// Measures how long polls of an HTTP service and of its response bodies take, as one route called `name`.
+    #[cfg(feature = "profile")]
+    fn http_profile(self, name: &str, flow: &Flow) -> ServiceBuilder<Stack<HttpProfileLayer, L>> {
+        self.add(ProfileLayer::new(name).attach(flow).http())
     }
 
     /// Sends requests in batches, at most 64 at once, as soon as none is in flight.

@@ -15,6 +15,7 @@ use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
 use tower_flow::phases::Timings;
+use tower_flow::profile::ProfileLayer;
 use tower_flow::shed::{Queue, ShedLayer};
 use tower_flow::throttle::ThrottleLayer;
 use tower_flow::timing::TimingLayer;
@@ -92,6 +93,10 @@ fn grpc() -> GrpcServerLayer {
 fn no_default_layer_allocates() {
     assert_eq!(counted(TimingLayer::new("t").layer(echo())), 0);
     assert_eq!(counted(TimingLayer::new("t").http().layer(echo())), 0);
+    assert_eq!(counted(ProfileLayer::new("t").layer(echo())), 0);
+    let routed = ProfileLayer::new("t").route_with(preset::ByPath);
+    assert_eq!(counted(routed.delay_every(1).http().layer(echo())), 0);
+    assert_eq!(counted(ProfileLayer::new("t").every(0).layer(echo())), 0);
     assert_eq!(counted(grpc().layer(echo())), 0);
     assert_eq!(counted(ThrottleLayer::new("t").layer(echo())), 0);
     assert_eq!(counted(ThrottleLayer::new("t").http().layer(echo())), 0);

@@ -21,6 +21,7 @@ use tower_flow::error::Reason;
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
 use tower_flow::pool::limit::RequestLimit;
 use tower_flow::preset::ByPath;
+use tower_flow::profile::{ProfileHandle, ProfileLayer, Stage};
 use tower_flow::shed::{AsError, Queue, Reject, ShedLayer};
 use tower_flow::throttle::{ThrottleHandle, ThrottleLayer};
 use tower_flow::timing::{TimingHandle, TimingLayer};
@@ -420,6 +421,49 @@ fn timing<L>(layer: L, handle: TimingHandle) -> Subject<L> {
         started: Box::new(move || handle.snapshot().iter().map(|route| route.started).sum()),
         in_flight: Box::new(move || read.snapshot().iter().map(|route| route.in_flight).sum()),
     }
+}
+
+fn profile<L>(layer: L, handle: ProfileHandle) -> Subject<L> {
+    // A call is counted when it is made; nothing is held until its end.
+    let calls = move || {
+        let routes = handle.snapshot();
+        let stages = routes.iter().flat_map(|route| &route.stages);
+        let calls = stages.filter(|stage| stage.stage == Stage::Call);
+        calls.map(|stage| stage.polls).sum()
+    };
+    Subject {
+        layer,
+        prepare: Box::new(|_| {}),
+        started: Box::new(calls),
+        in_flight: Box::new(|| 0),
+    }
+}
+
+#[test]
+fn profile_keeps_it() {
+    fn all<L, B>(make: impl Fn() -> Subject<L>)
+    where
+        L: Layer<Inner>,
+        L::Service: Service<Request<Steps>, Response = Response<B>, Error = BoxError> + Clone,
+        B: Body<Data = Bytes, Error = BoxError> + Unpin,
+    {
+        readiness_is_the_inner_services(make());
+        errors_pass_through(make());
+        a_clone_starts_fresh(make());
+        bodies_pass_through(make());
+        a_panic_anywhere_gives_back(make());
+        two_services_of_a_layer_share_state(make());
+    }
+    all(|| {
+        let layer = ProfileLayer::new("t");
+        let handle = layer.handle();
+        profile(layer, handle)
+    });
+    all(|| {
+        let layer = ProfileLayer::new("t").route_with(ByPath).delay_every(1);
+        let handle = layer.handle();
+        profile(layer.http(), handle)
+    });
 }
 
 fn grpc<L>(layer: L, handle: GrpcHandle) -> Subject<L> {

@@ -16,6 +16,7 @@ mod http;
 mod interop;
 mod limit;
 mod pool;
+mod profile;
 mod proto;
 mod shed;
 mod stack_hyper;
