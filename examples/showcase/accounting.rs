@@ -8,47 +8,40 @@ use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot};
 use tower_flow::inspect::Value;
 use tower_flow::outcome::Code;
+use tower_flow::preset::ByPath;
+use tower_flow::profile::ProfileLayer;
 use tower_flow::{BoxError, Flow, preset};
 
 use crate::echo::{Echo, EchoClient, EchoServer, FDS};
 use crate::report::{Accounting, Side};
 use crate::{Options, load};
 
-/// What stays up after the act.
-pub(crate) struct Live {
-    pub(crate) flow: Flow,
-    pub(crate) url: String,
-}
-
-pub(crate) async fn run(options: &Options) -> Result<(Accounting, Live), BoxError> {
-    let flow = Flow::new("showcase");
-    let admin = flow.admin().bind("127.0.0.1:0".parse()?).await?;
-    let live = Live {
-        flow: flow.clone(),
-        url: format!("http://{}/", admin.local_addr()),
-    };
-    tokio::spawn(admin.run());
-    eprintln!("live on {}", live.url);
-
+pub(crate) async fn run(options: &Options, flow: &Flow) -> Result<Accounting, BoxError> {
     let accounting = GrpcServerLayer::new().register_fds(FDS)?;
     let server_books = accounting.handle();
-    let server = preset::grpc_server_observed_with(accounting, &flow);
-    let connections = Connections::server("showcase").attach(&flow);
+    let server = preset::grpc_server_observed_with(accounting, flow);
+    let connections = Connections::server("showcase").attach(flow);
+    let profiled = |place| {
+        let layer = ProfileLayer::new(place).route_with(ByPath);
+        layer.attach(flow).http()
+    };
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
     let addr = incoming.local_addr()?;
     tokio::spawn(
         Server::builder()
             // This load resets more streams than an honest peer would; by default a server hangs up on one that does.
             .http2_max_pending_accept_reset_streams(Some(10_000))
+            .layer(profiled("server"))
             .layer(server)
             .layer(connections.streams())
+            .layer(profiled("handler"))
             .add_service(EchoServer::new(Echo))
             .serve_with_incoming(connections.incoming(incoming)),
     );
 
     let accounting = GrpcClientLayer::new().register_fds(FDS)?;
     let client_books = accounting.handle();
-    let client = preset::grpc_client_with(accounting, &flow);
+    let client = preset::grpc_client_with(accounting, flow);
     let channel = Endpoint::from_shared(format!("http://{addr}"))?
         .connect()
         .await?;
@@ -57,19 +50,16 @@ pub(crate) async fn run(options: &Options) -> Result<(Accounting, Live), BoxErro
     let driven = load::drive(stub, Duration::from_secs(options.seconds), options.json).await;
     settle(&server_books, &client_books).await;
     let sides = vec![
-        Side::new("server", &server_books, &flow, "grpc_server"),
-        Side::new("client", &client_books, &flow, "grpc_client"),
+        Side::new("server", &server_books, flow, "grpc_server"),
+        Side::new("client", &client_books, flow, "grpc_client"),
     ];
     let problems = disagreements(&server_books, &client_books, driven.calls);
-    Ok((
-        Accounting {
-            sides,
-            driven,
-            connections: connections.snapshot(),
-            problems,
-        },
-        live,
-    ))
+    Ok(Accounting {
+        sides,
+        driven,
+        connections: connections.snapshot(),
+        problems,
+    })
 }
 
 /// Waits until the last resets have arrived: cancelled calls end on the server a little after the client left them.

@@ -11,6 +11,9 @@
 //!
 //! *Batch*: two thousand small writes a second, twice what the table they go to can take one by one, bare and batched.
 //!
+//! Meanwhile the live page shows it all; its address is the first thing that is printed. The last is where the time went:
+//! the hot paths, and what each layer itself costs a call.
+//!
 //! It exits with 0 only if the books agree and no call went astray; how fast this machine is does not matter.
 //!
 //! `--seconds N` drives accounting for N seconds (10) and each load of the overload for a quarter of that, within 1.1 and
@@ -22,6 +25,7 @@ mod batch;
 mod coalesce;
 #[path = "../echo/mod.rs"]
 mod echo;
+mod live;
 mod load;
 mod overload;
 mod progress;
@@ -78,7 +82,8 @@ async fn main() -> Result<ExitCode, BoxError> {
         }
     };
     // Each act drives real traffic and returns its part of the report; later ones are added to this list.
-    let (accounting, live) = accounting::run(&options).await?;
+    let live = live::Live::serve().await?;
+    let accounting = accounting::run(&options, &live.flow).await?;
     let overload = overload::run(&options, &live.flow).await?;
     let coalesce = coalesce::run(&options, &live.flow).await?;
     let batch = batch::run(&options, &live.flow).await?;
@@ -87,6 +92,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         Box::new(overload),
         Box::new(coalesce),
         Box::new(batch),
+        Box::new(live.hot()),
     ];
 
     if options.json {
