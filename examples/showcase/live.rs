@@ -81,7 +81,7 @@ impl Act for Hot {
         let cpu = self.cpu.unwrap_or_default().as_secs_f64();
         println!("hot paths, of {cpu:.1} s of CPU time");
         println!(
-            "  {:<10}{:<34}{:<8}{:>9}{:>10}{:>9}{:>11}{:>7}",
+            "  {:<10}{:<40}{:<8}{:>9}{:>10}{:>9}{:>12}{:>7}",
             "layer", "route", "stage", "polls", "busy s", "share", "longest ms", "slow"
         );
         for path in &self.paths {
@@ -89,7 +89,7 @@ impl Act for Hot {
                 .share
                 .map_or("-".into(), |share| format!("{:.1} %", share * 100.0));
             println!(
-                "  {:<10}{:<34}{:<8}{:>9}{:>10.3}{share:>9}{:>11.2}{:>7}",
+                "  {:<10}{:<40}{:<8}{:>9}{:>10.3}{share:>9}{:>12.2}{:>7}",
                 path.layer,
                 path.route,
                 path.stage,

@@ -35,7 +35,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::clock::{self, Instant, nanos};
-use super::stats::once_in;
+use super::stats::{Exponential, once_in};
 
 /// One call in so many is measured.
 const EVERY: u32 = 64;
@@ -61,15 +61,21 @@ pub struct Cost(Arc<Books>);
 struct Books {
     id: u32,
     inside: AtomicU32,
-    calls: AtomicU64,
-    pieces: AtomicU64,
-    nanos: AtomicU64,
+    calls: Exponential,
 }
 
 /// What one call carries: nothing, unless it is measured.
 #[derive(Debug, Default)]
 #[must_use = "a call carries it to its end"]
-pub struct Toll(Option<Cost>);
+pub struct Toll(Option<Arc<Paid>>);
+
+/// What a call has cost so far; noted when the last who has it is done.
+#[derive(Debug)]
+struct Paid {
+    cost: Cost,
+    pieces: AtomicU64,
+    nanos: AtomicU64,
+}
 
 /// While it lives the layer's own code runs.
 #[derive(Debug)]
@@ -80,7 +86,7 @@ pub struct Own {
 
 #[derive(Debug)]
 struct Stretch {
-    cost: Cost,
+    paid: Arc<Paid>,
     start: Instant,
     outer: Cells,
 }
@@ -94,9 +100,11 @@ struct Cells {
     pieces: u64,
 }
 
-/// What a call of a layer costs on average, and the layer it was seen inside.
+/// What a call of a layer costs, and the layer it was seen inside.
+///
+/// It is the median: a thread that has to give up its core within a stretch may come back ten thousand times as late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Mean {
+pub(crate) struct Typical {
     pub(crate) sampled: u64,
     pub(crate) per_call: Duration,
     pub(crate) id: u32,
@@ -136,9 +144,7 @@ impl Cost {
         Self(Arc::new(Books {
             id: LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             inside: NONE.into(),
-            calls: AtomicU64::new(0),
-            pieces: AtomicU64::new(0),
-            nanos: AtomicU64::new(0),
+            calls: Exponential::new(),
         }))
     }
 
@@ -157,30 +163,20 @@ impl Cost {
             return Toll(None);
         }
         let books = &*self.0;
-        books.calls.fetch_add(1, Ordering::Relaxed);
         // A service that calls itself through the same layer is not inside itself.
         if outer != NONE && outer != books.id {
             books.inside.store(outer, Ordering::Relaxed);
         }
-        Toll(Some(self.clone()))
+        Toll::measured(self)
     }
 
-    pub(crate) fn mean(&self) -> Mean {
+    pub(crate) fn typical(&self) -> Typical {
         let books = &*self.0;
-        let sampled = books.calls.load(Ordering::Relaxed);
-        let spent = Duration::from_nanos(books.nanos.load(Ordering::Relaxed));
-        let pieces = books.pieces.load(Ordering::Relaxed);
-        let own = spent.saturating_sub(Duration::from_nanos(
-            pieces.saturating_mul(nanos(reading())),
-        ));
+        let counts = books.calls.counts();
         let inside = books.inside.load(Ordering::Relaxed);
-        Mean {
-            sampled,
-            per_call: if sampled == 0 {
-                Duration::ZERO
-            } else {
-                own.div_f64(sampled as f64)
-            },
+        Typical {
+            sampled: counts.count(),
+            per_call: counts.quantiles().p50,
             id: books.id,
             inside: (inside != NONE).then_some(inside),
         }
@@ -219,12 +215,21 @@ fn outside<T>(run: impl FnOnce() -> T) -> T {
 // ===== impl Toll =====
 
 impl Toll {
+    #[cold]
+    fn measured(cost: &Cost) -> Self {
+        Self(Some(Arc::new(Paid {
+            cost: cost.clone(),
+            pieces: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+        })))
+    }
+
     /// The layer's own code runs from now on, until the answer is dropped.
     #[inline]
     pub fn own(&self) -> Own {
-        let cost = self.0.as_ref();
+        let paid = self.0.as_ref();
         Own {
-            _stretch: cost.map(|cost| Stretch::open(cost.clone())),
+            _stretch: paid.map(|paid| Stretch::open(paid.clone())),
         }
     }
 
@@ -238,23 +243,23 @@ impl Toll {
     #[cfg(any(feature = "grpc", feature = "throttle", feature = "timing"))]
     #[inline]
     pub(crate) fn linger(&self) {
-        if let Some(cost) = &self.0 {
-            INSIDE.set(cost.0.id);
+        if let Some(paid) = &self.0 {
+            INSIDE.set(paid.cost.0.id);
         }
     }
 }
 
 impl Stretch {
     #[cold]
-    fn open(cost: Cost) -> Self {
+    fn open(paid: Arc<Paid>) -> Self {
         Self {
             outer: Cells {
-                inside: INSIDE.replace(cost.0.id),
+                inside: INSIDE.replace(paid.cost.0.id),
                 own: OWN.replace(true),
                 not_own: NOT_OWN.replace(Duration::ZERO),
                 pieces: PIECES.replace(1),
             },
-            cost,
+            paid,
             start: clock::now(),
         }
     }
@@ -264,12 +269,19 @@ impl Drop for Stretch {
     fn drop(&mut self) {
         let spent = clock::now().saturating_duration_since(self.start);
         let own = spent.saturating_sub(NOT_OWN.replace(self.outer.not_own));
-        let books = &*self.cost.0;
-        books.nanos.fetch_add(nanos(own), Ordering::Relaxed);
+        self.paid.nanos.fetch_add(nanos(own), Ordering::Relaxed);
         let pieces = PIECES.replace(self.outer.pieces);
-        books.pieces.fetch_add(pieces, Ordering::Relaxed);
+        self.paid.pieces.fetch_add(pieces, Ordering::Relaxed);
         INSIDE.set(self.outer.inside);
         OWN.set(self.outer.own);
+    }
+}
+
+impl Drop for Paid {
+    fn drop(&mut self) {
+        let readings = nanos(reading()).saturating_mul(*self.pieces.get_mut());
+        let own = self.nanos.get_mut().saturating_sub(readings);
+        self.cost.0.calls.record(Duration::from_nanos(own));
     }
 }
 
@@ -304,12 +316,13 @@ mod tests {
 
     /// A call that is measured.
     fn toll(cost: &Cost) -> Toll {
-        cost.0.calls.fetch_add(1, Ordering::Relaxed);
-        Toll(Some(cost.clone()))
+        Toll::measured(cost)
     }
 
-    fn spent(cost: &Cost) -> u64 {
-        cost.0.nanos.load(Ordering::Relaxed) / 1_000_000
+    /// Whether a call that is over cost so many milliseconds, as exactly as they are kept.
+    fn spent(cost: &Cost, ms: f64) -> bool {
+        let spent = cost.typical().per_call.as_secs_f64() * 1e3;
+        (spent / ms - 1.0).abs() < 0.1
     }
 
     fn is_clean() -> bool {
@@ -338,8 +351,9 @@ mod tests {
         assert!(is_clean());
         // Later, in a poll of the same call.
         drop(call.own());
-        assert_eq!((spent(&outer), spent(&other)), (33, 20));
-        let (outer, other) = (outer.mean(), other.mean());
+        drop(call);
+        assert!(spent(&outer, 33.0) && spent(&other, 20.0));
+        let (outer, other) = (outer.typical(), other.typical());
         assert_eq!((outer.sampled, other.sampled), (1, 1));
         assert_eq!((outer.inside, other.inside), (None, Some(outer.id)));
     }
@@ -355,7 +369,7 @@ mod tests {
         let _inner = second.call();
         drop(chain);
         assert!(is_clean());
-        assert_eq!(second.mean().inside, Some(first.mean().id));
+        assert_eq!(second.typical().inside, Some(first.typical().id));
     }
 
     #[tokio::test(start_paused = true)]
@@ -371,7 +385,7 @@ mod tests {
             })
         }));
         assert!(caught.is_err() && is_clean());
-        assert_eq!(spent(&cost), 1);
+        assert!(spent(&cost, 1.0));
     }
 
     #[test]
@@ -382,7 +396,7 @@ mod tests {
             let _own = call.own();
             call.inner(|| ());
         }
-        let mean = cost.mean();
+        let mean = cost.typical();
         // A debug build on a busy machine; the bench `overhead` says what it is in a release build.
         assert!(mean.per_call < Duration::from_micros(50), "{mean:?}");
     }
@@ -394,7 +408,7 @@ mod tests {
         for _ in 0..100 * EVERY {
             let _toll = cost.call();
         }
-        let sampled = cost.mean().sampled;
+        let sampled = cost.typical().sampled;
         assert!((40..160).contains(&sampled), "{sampled} of {}", 100 * EVERY);
     }
 }

@@ -134,7 +134,8 @@ impl Flow {
         ])
     }
 
-    /// What each attached layer itself costs per call: the time its own code takes, without what is inside it.
+    /// What each attached layer itself costs per call: the time its own code takes, without what is inside it, in the
+    /// median call.
     ///
     /// The first call begins to measure, one call in 64 from then on and in the whole process, and so finds nothing.
     /// Layers that were not called since are left out. What a layer does in tasks of its own is not in it.
@@ -163,7 +164,7 @@ impl Flow {
         let layers = self.attached();
         let means: Vec<_> = layers
             .iter()
-            .map(|layer| layer.cost().map(Cost::mean))
+            .map(|layer| layer.cost().map(Cost::typical))
             .collect();
         let place = |id| {
             means
