@@ -15,6 +15,7 @@ mod grpc;
 mod http;
 mod interop;
 mod limit;
+mod observability;
 mod pool;
 mod profile;
 mod proto;

@@ -28,7 +28,7 @@ use crate::support::{self, Steps, classic, grpc_request, grpc_response, message,
 use crate::{http, support::scratch};
 
 /// A flow with every layer, used a little, and names that try to break a format.
-async fn busy() -> Flow {
+pub async fn busy() -> Flow {
     let flow = Flow::new("busy \"\\\n service");
     let fds = include_bytes!("../interop/gen/interop.fds");
     let server = GrpcServerLayer::new()
@@ -196,7 +196,7 @@ async fn busy() -> Flow {
     flow
 }
 
-async fn read<B: http_body::Body<Error = BoxError> + Unpin>(response: ::http::Response<B>) {
+pub async fn read<B: http_body::Body<Error = BoxError> + Unpin>(response: ::http::Response<B>) {
     use http_body_util::BodyExt;
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
