@@ -1,9 +1,12 @@
 //! What the layers export.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use tower_flow::Flow;
+use tower::{Layer, ServiceExt, service_fn};
 use tower_flow::pool::limit::ConnLimit;
+use tower_flow::profile::{CpuUsage, ProfileLayer, SchedulerUsage};
+use tower_flow::{BoxError, Flow};
 
 use super::faults;
 use super::series::{Series, scraped};
@@ -12,20 +15,6 @@ use crate::validators::busy;
 
 /// What Prometheus adds to each scrape.
 const SCRAPE: &str = "up 1\nscrape_duration_seconds 0.004\n";
-
-/// Exported by `profile`, until `busy` has such a layer.
-const PROFILE: &str = r#"
-tower_flow_profile_polls_total{name="handlers",route="a",stage="call"} 100
-tower_flow_profile_polls_total{name="handlers",route="a",stage="future"} 200
-tower_flow_profile_busy_seconds_total{name="handlers",route="a",stage="call"} 0.001
-tower_flow_profile_busy_seconds_total{name="handlers",route="a",stage="future"} 0.2
-tower_flow_profile_slow_polls_total{name="handlers",route="a",stage="call"} 0
-tower_flow_profile_slow_polls_total{name="handlers",route="a",stage="future"} 1
-tower_flow_profile_max_poll_seconds{name="handlers",route="a",stage="call"} 0.0001
-tower_flow_profile_max_poll_seconds{name="handlers",route="a",stage="future"} 0.002
-tower_flow_profile_wakeups_total{name="handlers",route="a"} 20
-tower_flow_profile_wake_delay_seconds_total{name="handlers",route="a"} 0.01
-"#;
 
 /// Exported by `CpuUsage` and `SchedulerUsage`: added where it is missing, since some of it needs a second sample, and
 /// some a kernel that tells.
@@ -54,22 +43,33 @@ pub fn everything() -> (Vec<Series>, BTreeSet<String>) {
     runtime.block_on(async {
         let flow: Flow = busy().await;
         let _limit = ConnLimit::new(8).name("legacy").attach(&flow);
+        profiled(&flow).await;
         let kinds = flow
             .attached()
             .into_iter()
             .map(|layer| layer.kind().to_owned());
-        let mut kinds: BTreeSet<_> = kinds.collect();
+        let kinds: BTreeSet<_> = kinds.collect();
         let mut series = scraped(&classic(&flow));
         series.extend(scraped(SCRAPE));
-        if !kinds.contains("profile") {
-            series.extend(scraped(PROFILE));
-        }
         let told: BTreeSet<_> = series.iter().map(|one| one.metric.clone()).collect();
         let process = scraped(PROCESS).into_iter();
         series.extend(process.filter(|one| !told.contains(&one.metric)));
-        kinds.extend(["profile", "cpu", "scheduler"].map(str::to_owned));
         (series, kinds)
     })
+}
+
+/// Measures a little of what `busy` does not.
+async fn profiled(flow: &Flow) {
+    CpuUsage::new().attach(flow);
+    SchedulerUsage::new("main").attach(flow);
+    let layer = ProfileLayer::new("handlers").delay_every(1).attach(flow);
+    let service = layer.layer(service_fn(async |()| {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok::<_, BoxError>(())
+    }));
+    for _ in 0..4 {
+        service.clone().oneshot(()).await.unwrap();
+    }
 }
 
 /// The labels of each metric and the values they take, with those that Prometheus adds.
