@@ -44,7 +44,14 @@
 //!
 //! Dropping the future of `serve` or `run` closes the listener and every connection.
 
+mod access;
+mod body;
+mod link;
+mod live;
 mod path;
+mod query;
+mod read;
+mod scalar;
 mod serve;
 mod service;
 
@@ -52,10 +59,13 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use access::{Access, Token};
+
 use crate::base::flow::Flow;
 
+pub use body::AdminBody;
 pub use serve::AdminServer;
-pub use service::AdminService;
+pub use service::{AdminFuture, AdminService};
 
 /// The live endpoint of a [`Flow`], made by [`Flow::admin`]; see [the module](crate::admin).
 #[derive(Debug, Clone)]
@@ -63,6 +73,8 @@ pub use service::AdminService;
 pub struct Admin {
     flow: Flow,
     remote: bool,
+    access: Access,
+    max_events: usize,
 }
 
 /// Why the endpoint is not served.
@@ -81,20 +93,63 @@ impl Flow {
         Admin {
             flow: self.clone(),
             remote: false,
+            access: Access::default(),
+            max_events: 128,
         }
     }
 }
 
 impl Admin {
-    /// Loopback only (default), or any address. Let nobody reach it whom the numbers do not concern.
+    /// Loopback only (default), or any address. Let nobody reach it whom the numbers do not concern, or set a
+    /// [`token`](Self::token) and make it [`private`](Self::private); what travels is not encrypted.
     pub fn allow_remote(mut self) -> Self {
         self.remote = true;
         self
     }
 
-    /// The endpoint as a tower service, for a server of one's own.
+    /// No token (default): knobs are only shown, and profiles are for this machine. With one, whoever has it may turn
+    /// knobs and take profiles: as `Authorization: Bearer …`, or in the cookie that the page gets for it.
+    ///
+    /// Take at least 16 random characters, from the environment or a file, never from the source.
+    ///
+    /// # Panics
+    ///
+    /// When it is shorter than 16 characters or longer than 512, or has some that a cookie cannot have: others than
+    /// visible ASCII, quotes, commas, semicolons, backslashes.
+    pub fn token(mut self, token: impl AsRef<str>) -> Self {
+        self.access.token = Some(Token::new(token.as_ref()));
+        self
+    }
+
+    /// All may read (default), or only those with the [`token`](Self::token); without a token nobody then. `/healthz`,
+    /// and the page before it is unlocked, which tells nothing, are for all.
+    pub fn private(mut self) -> Self {
+        self.access.private = true;
+        self
+    }
+
+    /// Answers to addresses, `localhost` and what ends in `.localhost` (default), and to this name too: that of the
+    /// machine, when it is reached by it. Call it once for each.
+    ///
+    /// # Panics
+    ///
+    /// When it is no host name: it has neither scheme nor port.
+    pub fn host(mut self, name: impl AsRef<str>) -> Self {
+        self.access.name(name.as_ref());
+        self
+    }
+
+    /// At most 128 (default) clients of `/events` at a time; others are told to come back. With 0 there is no live
+    /// page.
+    pub fn max_events(mut self, max: usize) -> Self {
+        self.max_events = max;
+        self
+    }
+
+    /// The endpoint as a tower service, for a server of one's own. Clones share their clients of `/events`; one made by
+    /// another call does not.
     pub fn service(&self) -> AdminService {
-        AdminService::new(self.flow.clone())
+        AdminService::new(self.flow.clone(), self.access.clone(), self.max_events)
     }
 
     /// Binds `addr`; port 0 takes any free one.
@@ -106,9 +161,7 @@ impl Admin {
         if !self.remote && !addr.ip().is_loopback() {
             return Err(AdminError::NotLoopback(addr));
         }
-        AdminServer::bind(addr, self.service())
-            .await
-            .map_err(|error| AdminError::Bind(addr, error))
+        AdminServer::bind(addr, self.service()).map_err(|error| AdminError::Bind(addr, error))
     }
 
     /// Binds `addr` and serves until the future is dropped.

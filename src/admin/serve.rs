@@ -1,24 +1,35 @@
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
+use tower_service::Service;
 
+use super::link::Link;
 use super::service::AdminService;
 
-/// Connections open at a time; for a further one the oldest is closed.
+/// Ordinary connections open at a time; for a further one the oldest is closed.
 const CONNECTIONS: usize = 64;
 /// How long a request's headers may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 /// How large they may be.
 const HEADERS_UP_TO: usize = 16 * 1024;
-/// How long a connection may last: one request and its answer.
-const LIFETIME: Duration = Duration::from_secs(15);
+/// How long an ordinary connection may last: one request and its answer.
+pub(super) const LIFETIME: Duration = Duration::from_secs(15);
+/// What the kernel keeps of answers that are not read. Left alone it would take in megabytes for each connection, and
+/// minutes of events before anybody noticed that nobody reads them.
+const UNREAD: u32 = 64 * 1024;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// A bound endpoint; [`run`](Self::run) serves it.
 #[derive(Debug)]
@@ -30,8 +41,19 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    pub(super) async fn bind(addr: SocketAddr, service: AdminService) -> io::Result<Self> {
-        let listener = TcpListener::bind(addr).await?;
+    pub(super) fn bind(addr: SocketAddr, service: AdminService) -> io::Result<Self> {
+        let socket = if addr.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        // Elsewhere it would let two programs have one port.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        // Accepted connections inherit it.
+        socket.set_send_buffer_size(UNREAD)?;
+        socket.bind(addr)?;
+        let listener = socket.listen(BACKLOG)?;
         Ok(Self {
             addr: listener.local_addr()?,
             listener,
@@ -47,19 +69,27 @@ impl AdminServer {
     /// Serves until the future is dropped.
     pub async fn run(self) {
         // Dropped with this future, and every connection with it.
-        let mut connections = JoinSet::new();
-        let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.service.hub().run());
+        let mut oldest_first: VecDeque<(AbortHandle, Arc<Link>)> = VecDeque::new();
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    while connections.try_join_next().is_some() {}
-                    oldest_first.retain(|connection| !connection.is_finished());
-                    if oldest_first.len() >= CONNECTIONS
-                        && let Some(oldest) = oldest_first.pop_front()
+                Ok((stream, peer)) => {
+                    while tasks.try_join_next().is_some() {}
+                    // Those that are held have limits of their own, and come back when they are no more.
+                    oldest_first.retain(|(connection, _)| !connection.is_finished());
+                    let ordinary = |(_, link): &(_, Arc<Link>)| !link.is_held();
+                    if oldest_first.iter().filter(|open| ordinary(open)).count() >= CONNECTIONS
+                        && let Some(oldest) = oldest_first.iter().position(ordinary)
+                        && let Some((connection, _)) = oldest_first.remove(oldest)
                     {
-                        oldest.abort();
+                        connection.abort();
                     }
-                    oldest_first.push_back(connections.spawn(serve(stream, self.service.clone())));
+                    let local =
+                        self.addr.ip().is_loopback() && peer.ip().to_canonical().is_loopback();
+                    let link = Link::new(local);
+                    let connection = serve(stream, self.service.clone(), link.clone());
+                    oldest_first.push_back((tasks.spawn(connection), link));
                 }
                 // Out of file descriptors, most likely: accepting again at once would only spin.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -68,14 +98,28 @@ impl AdminServer {
     }
 }
 
-async fn serve(stream: TcpStream, service: AdminService) {
+async fn serve(stream: TcpStream, service: AdminService, link: Arc<Link>) {
+    let known = link.clone();
+    let linked = service_fn(move |mut req: http::Request<hyper::body::Incoming>| {
+        req.extensions_mut().insert(known.clone());
+        service.clone().call(req)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(HEADERS_UP_TO)
         // A scraper comes every few seconds at most; what it keeps open somebody else cannot have.
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    // How a connection broke is of no interest to anybody here.
-    let _ = tokio::time::timeout(LIFETIME, connection).await;
+        .serve_connection(TokioIo::new(stream), linked);
+    let (mut connection, mut over) = (pin!(connection), pin!(link.over()));
+    poll_fn(|cx| {
+        // How a connection broke is of no interest to anybody here.
+        let ended = connection.as_mut().poll(cx).is_ready() || over.as_mut().poll(cx).is_ready();
+        if ended {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }

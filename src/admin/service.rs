@@ -1,63 +1,226 @@
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body;
 use tower_service::Service;
 
-use super::path::{PAGES, text};
+use super::access::{Access, Caller, HostError};
+use super::body::AdminBody;
+use super::link::Link;
+use super::live::Hub;
+use super::path::{self, Answer, Page, Profiles, refused};
+use super::read;
 use crate::base::flow::Flow;
 
-/// The live endpoint as a tower service. It never fails and reads no request body.
+/// The live endpoint as a tower service. It never fails.
+///
+/// Nested in a router under a prefix it finds its paths when the router takes the prefix off; open the page with a
+/// slash at the end then. Without the endpoint's own server round it, nobody limits connections or how long they last,
+/// nobody knows who is on this machine (so profiles want a token), and while somebody listens to `/events` a task of
+/// its own looks at the layers: it begins with the first listener and ends with the last, and so does the history.
 #[derive(Debug, Clone)]
-pub struct AdminService(Flow);
+pub struct AdminService(Arc<Shared>);
+
+/// What all clones share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) flow: Flow,
+    pub(super) access: Access,
+    pub(super) hub: Arc<Hub>,
+    pub(super) profiles: Profiles,
+}
+
+/// A request that may be answered.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) caller: Caller,
+    pub(super) method: Method,
+    pub(super) headers: HeaderMap,
+    /// What of the path is not the page's own.
+    pub(super) rest: String,
+    pub(super) query: String,
+    pub(super) link: Option<Arc<Link>>,
+    pub(super) body: Bytes,
+}
+
+/// The answer to come.
+#[must_use = "it does nothing unless polled"]
+pub struct AdminFuture(State);
+
+enum State {
+    Ready(Option<Response<AdminBody>>),
+    Later(Pin<Box<dyn Future<Output = Response<AdminBody>> + Send>>),
+}
+
+/// What a page may do, and be part of, unless it says otherwise: nothing.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+// ===== impl AdminService =====
 
 impl AdminService {
-    pub(super) fn new(flow: Flow) -> Self {
-        Self(flow)
+    pub(super) fn new(flow: Flow, access: Access, max_events: usize) -> Self {
+        Self(Arc::new(Shared {
+            hub: Hub::new(flow.clone(), max_events),
+            flow,
+            access,
+            profiles: Profiles::default(),
+        }))
     }
 
-    fn answer<B>(&self, req: &Request<B>) -> Response<Full<Bytes>> {
-        let Some(page) = PAGES.iter().find(|page| page.path == req.uri().path()) else {
-            let known: Vec<_> = PAGES.iter().map(|page| page.path).collect();
-            let message = format!(
-                "there is no such path here; there are {}\n",
-                known.join(", ")
-            );
-            return with_status(StatusCode::NOT_FOUND, message);
-        };
-        if !matches!(*req.method(), Method::GET | Method::HEAD) {
-            let mut refused = with_status(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "only GET and HEAD are answered here\n",
-            );
-            refused
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return refused;
-        }
-        (page.answer)(&self.0, req.headers())
+    pub(super) fn hub(&self) -> Arc<Hub> {
+        self.0.hub.clone()
     }
 }
 
-fn with_status(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = text(body);
-    *response.status_mut() = status;
+impl Shared {
+    /// The page that is asked for, unless it may not be.
+    fn page(&self, req: &Parts) -> Result<(&'static Page, Ask), Response<AdminBody>> {
+        let caller = self.access.caller(req).map_err(misnamed)?;
+        let wanted = req.uri.path();
+        let Some((page, rest)) = path::find(wanted) else {
+            let known = path::all().collect::<Vec<_>>().join(", ");
+            let message = format!("there is no such path here; there are {known}\n");
+            return Err(refused(StatusCode::NOT_FOUND, message));
+        };
+        if !page.allow.split(", ").any(|method| req.method == method) {
+            let message = format!("only {} is answered here\n", page.allow);
+            let mut refused = refused(StatusCode::METHOD_NOT_ALLOWED, message);
+            refused
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static(page.allow));
+            return Err(refused);
+        }
+        if self.access.private && !page.open && !caller.trusted {
+            return Err(untrusted());
+        }
+        if page.own && !caller.own {
+            let message =
+                "a page of another site asks for this; nothing but this endpoint's own may\n";
+            return Err(refused(StatusCode::FORBIDDEN, message));
+        }
+        let ask = Ask {
+            caller,
+            method: req.method.clone(),
+            headers: req.headers.clone(),
+            rest: rest.to_owned(),
+            query: req.uri.query().unwrap_or_default().to_owned(),
+            link: req.extensions.get().cloned(),
+            body: Bytes::new(),
+        };
+        Ok((page, ask))
+    }
+}
+
+/// The answer to who lacks the token.
+pub(super) fn untrusted() -> Response<AdminBody> {
+    let message = "this wants the token: as Authorization: Bearer, or POST it to /session\n";
+    let mut refused = refused(StatusCode::UNAUTHORIZED, message);
+    refused.headers_mut().insert(
+        header::WWW_AUTHENTICATE,
+        HeaderValue::from_static("Bearer realm=\"tower-flow\""),
+    );
+    refused
+}
+
+fn misnamed(error: HostError) -> Response<AdminBody> {
+    match error {
+        HostError::Missing => refused(StatusCode::BAD_REQUEST, "the request names no host\n"),
+        HostError::Malformed => refused(
+            StatusCode::BAD_REQUEST,
+            "the request's host is not well-formed\n",
+        ),
+        HostError::Foreign => refused(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this endpoint does not answer to that name; use an address or localhost, or allow the name by Admin::host\n",
+        ),
+    }
+}
+
+/// What every answer says to browsers.
+fn seal(mut response: Response<AdminBody>) -> Response<AdminBody> {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert(
+        "cross-origin-resource-policy",
+        HeaderValue::from_static("same-origin"),
+    );
+    headers
+        .entry(header::CONTENT_SECURITY_POLICY)
+        .or_insert(POLICY);
     response
 }
 
-impl<B> Service<Request<B>> for AdminService {
-    type Response = Response<Full<Bytes>>;
+impl<B> Service<Request<B>> for AdminService
+where
+    B: Body<Data: Send> + Send + 'static,
+{
+    type Response = Response<AdminBody>;
     type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
+    type Future = AdminFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, req: Request<B>) -> Self::Future {
-        ready(Ok(self.answer(&req)))
+    fn call(&mut self, req: Request<B>) -> AdminFuture {
+        let (parts, body) = req.into_parts();
+        let (page, mut ask) = match self.0.page(&parts) {
+            Ok(found) => found,
+            Err(refused) => return AdminFuture(State::Ready(Some(seal(refused)))),
+        };
+        if !matches!(parts.method, Method::PUT | Method::POST) {
+            return AdminFuture(match (page.answer)(&self.0, ask) {
+                Answer::Now(response) => State::Ready(Some(seal(response))),
+                Answer::Later(response) => State::Later(Box::pin(async { seal(response.await) })),
+            });
+        }
+        let shared = self.0.clone();
+        AdminFuture(State::Later(Box::pin(async move {
+            ask.body = match read::body(body).await {
+                Ok(body) => body,
+                Err((status, message)) => return seal(refused(status, message)),
+            };
+            seal(match (page.answer)(&shared, ask) {
+                Answer::Now(response) => response,
+                Answer::Later(response) => response.await,
+            })
+        })))
+    }
+}
+
+// ===== impl AdminFuture =====
+
+impl Future for AdminFuture {
+    type Output = Result<Response<AdminBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            State::Ready(response) => {
+                let response = response.take();
+                Poll::Ready(Ok(response.expect("polled after it was ready")))
+            }
+            State::Later(response) => response.as_mut().poll(cx).map(Ok),
+        }
+    }
+}
+
+impl fmt::Debug for AdminFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminFuture").finish_non_exhaustive()
     }
 }

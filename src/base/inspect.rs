@@ -218,6 +218,19 @@ macro_rules! from {
 
 from!(bool => Flag, u64 => Whole, u32 => Whole, f64 => Number, String => Text, &str => Text);
 
+impl From<usize> for Value {
+    fn from(value: usize) -> Self {
+        Self::Whole(value as u64)
+    }
+}
+
+impl<T: Into<Self>> From<Option<T>> for Value {
+    /// Null for `None`.
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}
+
 impl From<std::time::Duration> for Value {
     /// In seconds.
     fn from(value: std::time::Duration) -> Self {
@@ -232,9 +245,8 @@ impl fmt::Display for Value {
             Self::Null => f.write_str("null"),
             Self::Flag(flag) => write!(f, "{flag}"),
             Self::Whole(number) => write!(f, "{number}"),
-            Self::Number(number) if number.is_finite() => write!(f, "{number}"),
-            Self::Number(_) => f.write_str("null"),
-            Self::Text(text) => quoted(f, text),
+            Self::Number(number) => Number(*number).fmt(f),
+            Self::Text(text) => Quoted(text).fmt(f),
             Self::List(entries) => {
                 f.write_str("[")?;
                 for (index, value) in entries.iter().enumerate() {
@@ -246,8 +258,7 @@ impl fmt::Display for Value {
                 f.write_str("{")?;
                 for (index, (key, value)) in entries.iter().enumerate() {
                     f.write_str(if index == 0 { "" } else { "," })?;
-                    quoted(f, key)?;
-                    write!(f, ":{value}")?;
+                    write!(f, "{}:{value}", Quoted(key))?;
                 }
                 f.write_str("}")
             }
@@ -255,20 +266,54 @@ impl fmt::Display for Value {
     }
 }
 
-fn quoted(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
-    f.write_str("\"")?;
-    for char in text.chars() {
-        match char {
-            '"' => f.write_str("\\\"")?,
-            '\\' => f.write_str("\\\\")?,
-            // Below a space by the standard; the others so that no page takes a name for markup.
-            '\0'..=' ' | '\u{7f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' if char != ' ' => {
-                write!(f, "\\u{:04x}", char as u32)?;
+/// Text as JSON.
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"")?;
+        let mut rest = self.0;
+        while let Some(at) = rest.find(|char| escaped(char)) {
+            let (plain, special) = rest.split_at(at);
+            f.write_str(plain)?;
+            let mut chars = special.chars();
+            match chars.next() {
+                Some('"') => f.write_str("\\\"")?,
+                Some('\\') => f.write_str("\\\\")?,
+                Some(char) => write!(f, "\\u{:04x}", char as u32)?,
+                None => {}
             }
-            char => write!(f, "{char}")?,
+            rest = chars.as_str();
+        }
+        f.write_str(rest)?;
+        f.write_str("\"")
+    }
+}
+
+fn escaped(char: char) -> bool {
+    match char {
+        // By the standard.
+        '"' | '\\' | '\0'..='\u{1f}' => true,
+        // So that no page takes a name for markup, and no terminal for a command.
+        '\u{7f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => true,
+        _ => false,
+    }
+}
+
+/// A number as JSON; null when it is none.
+pub(crate) struct Number(pub(crate) f64);
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.0;
+        match number.abs() {
+            0.0 => f.write_str("0"),
+            // Without an exponent it could be hundreds of digits long.
+            1e-5..1e16 => write!(f, "{number}"),
+            size if size.is_finite() => write!(f, "{number:e}"),
+            _ => f.write_str("null"),
         }
     }
-    f.write_str("\"")
 }
 
 #[cfg(test)]
@@ -290,5 +335,34 @@ mod tests {
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(parsed[hostile], hostile);
         assert_eq!(parsed["n"].to_string(), "[null,1.5,null,7]");
+    }
+
+    #[test]
+    fn numbers_are_short_and_lose_nothing() {
+        for number in [
+            0.0,
+            -0.0,
+            1.0,
+            0.1,
+            1e-5,
+            9.9e-6,
+            1e15,
+            1e16,
+            1.5e300,
+            -2e-300,
+            f64::MIN_POSITIVE,
+            f64::MAX,
+        ] {
+            let text = Value::from(number).to_string();
+            assert!(text.len() < 26, "{text}");
+            assert_eq!(
+                serde_json::from_str::<f64>(&text).unwrap(),
+                number,
+                "{text}"
+            );
+        }
+        assert_eq!(Value::from(f64::INFINITY).to_string(), "null");
+        assert_eq!(Value::from(Some(3usize)), Value::Whole(3));
+        assert_eq!(Value::from(None::<f64>), Value::Null);
     }
 }

@@ -1,7 +1,7 @@
 use super::{Page, text};
 
+/// `ok`, as long as this process answers.
 pub(super) const PAGE: Page = Page {
-    path: "/healthz",
-    says: "ok, as long as this process answers",
-    answer: |_, _| text("ok\n"),
+    open: true,
+    ..Page::get("/healthz", |_, _| text("ok\n").into())
 };

@@ -1,7 +1,6 @@
 use super::{Page, answer};
 
-pub(super) const PAGE: Page = Page {
-    path: "/snapshot.json",
-    says: "every layer's numbers",
-    answer: |flow, _| answer("application/json", flow.snapshot().to_string()),
-};
+/// Every layer's numbers.
+pub(super) const PAGE: Page = Page::get("/snapshot.json", |shared, _| {
+    answer("application/json", shared.flow.snapshot().to_string()).into()
+});

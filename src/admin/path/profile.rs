@@ -1,0 +1,197 @@
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::{Answer, Page, answer, refused};
+use crate::admin::body::AdminBody;
+use crate::admin::query;
+use crate::admin::service::{Ask, Shared, untrusted};
+
+/// Samples what the process does for a while.
+pub(super) const PAGE: Page = Page {
+    allow: "GET",
+    own: true,
+    ..Page::get("/debug/profile", |shared, ask| {
+        if let Err(refused) = is_allowed(shared, &ask) {
+            return refused.into();
+        }
+        let order = match Order::of(&ask.query) {
+            Ok(order) => order,
+            Err(message) => return refused(StatusCode::BAD_REQUEST, message).into(),
+        };
+        let Some(turn) = shared.profiles.turn() else {
+            let message = "somebody takes a profile already; come back when it is done\n";
+            return refused(StatusCode::CONFLICT, message).into();
+        };
+        // It may take longer than an ordinary answer.
+        let held = ask.link.as_ref().map(|link| link.hold());
+        let taken = shared.profiles.source.take(order);
+        Answer::Later(Box::pin(async move {
+            let taken = taken.await;
+            drop((turn, held));
+            match taken {
+                Ok(profile) => shown(order, profile),
+                Err((status, message)) => refused(status, message),
+            }
+        }))
+    })
+};
+
+/// A profile shows what runs, and taking one costs: with a token it is for who has it, without for this machine.
+pub(super) fn is_allowed(shared: &Shared, ask: &Ask) -> Result<(), Response<AdminBody>> {
+    let local = ask.link.as_ref().is_some_and(|link| link.local);
+    match (&shared.access.token, ask.caller.trusted) {
+        (Some(_), true) => Ok(()),
+        (Some(_), false) => Err(untrusted()),
+        (None, _) if local => Ok(()),
+        (None, _) => {
+            let message = "profiles are for loopback, or for who has the token; give the endpoint one by Admin::token\n";
+            Err(refused(StatusCode::FORBIDDEN, message))
+        }
+    }
+}
+
+/// What profile is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) duration: Duration,
+    pub(super) hz: u32,
+    pub(super) format: Format,
+}
+
+/// How it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Svg,
+    Folded,
+    Pprof,
+}
+
+impl Order {
+    fn of(text: &str) -> Result<Self, &'static str> {
+        const BOUNDS: &str = "seconds is 1 to 60 (10), hz is 1 to 999 (99), format is svg (as without), folded or pb, each at most once\n";
+        let (mut seconds, mut hz, mut format) = (None, None, None);
+        for (key, value) in query::pairs(text).ok_or(BOUNDS)? {
+            let number = || match value.bytes().all(|byte| byte.is_ascii_digit()) {
+                true => value.parse::<u32>().map_err(|_| BOUNDS),
+                false => Err(BOUNDS),
+            };
+            let twice = match key.as_str() {
+                "seconds" => seconds.replace(number()?).is_some(),
+                "hz" => hz.replace(number()?).is_some(),
+                "format" => {
+                    let named = match value.as_str() {
+                        "svg" => Format::Svg,
+                        "folded" => Format::Folded,
+                        "pb" => Format::Pprof,
+                        _ => return Err(BOUNDS),
+                    };
+                    format.replace(named).is_some()
+                }
+                _ => true,
+            };
+            if twice {
+                return Err(BOUNDS);
+            }
+        }
+        let (seconds, hz) = (seconds.unwrap_or(10), hz.unwrap_or(99));
+        if !(1..=60).contains(&seconds) || !(1..=999).contains(&hz) {
+            return Err(BOUNDS);
+        }
+        Ok(Self {
+            duration: Duration::from_secs(seconds.into()),
+            hz,
+            format: format.unwrap_or(Format::Svg),
+        })
+    }
+}
+
+fn shown(order: Order, profile: Bytes) -> Response<AdminBody> {
+    match order.format {
+        Format::Folded => answer("text/plain; charset=utf-8", profile),
+        Format::Pprof => {
+            let mut response = answer("application/octet-stream", profile);
+            response.headers_mut().insert(
+                header::CONTENT_DISPOSITION,
+                HeaderValue::from_static("attachment; filename=\"profile.pb\""),
+            );
+            response
+        }
+        Format::Svg => {
+            let mut response = answer("image/svg+xml", profile);
+            // It has a script of its own, which is to reach nothing of this endpoint.
+            response.headers_mut().insert(
+                header::CONTENT_SECURITY_POLICY,
+                HeaderValue::from_static(
+                    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; \
+                     style-src 'unsafe-inline'; frame-ancestors 'none'",
+                ),
+            );
+            response
+        }
+    }
+}
+
+/// A profile to come, or why there is none.
+type Taken = Pin<Box<dyn Future<Output = Result<Bytes, (StatusCode, String)>> + Send>>;
+
+/// What takes profiles.
+trait Source: Send + Sync {
+    fn take(&self, order: Order) -> Taken;
+}
+
+/// All profiles of an endpoint: one at a time.
+pub(in crate::admin) struct Profiles {
+    source: Box<dyn Source>,
+    taking: Arc<AtomicBool>,
+}
+
+/// Its turn; over when it is dropped.
+struct Turn(Arc<AtomicBool>);
+
+impl Profiles {
+    fn turn(&self) -> Option<Turn> {
+        let taken = self.taking.swap(true, Ordering::Acquire);
+        // Nothing is made before it is known that it is to be: dropping it ends the turn.
+        (!taken).then(|| Turn(self.taking.clone()))
+    }
+}
+
+impl Default for Profiles {
+    fn default() -> Self {
+        Self {
+            source: Box::new(Nothing),
+            taking: Arc::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Profiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Profiles")
+            .field("taking", &self.taking)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Pairs with the swap of the next.
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Takes none.
+struct Nothing;
+
+impl Source for Nothing {
+    fn take(&self, _: Order) -> Taken {
+        let message = "this build takes no profiles\n".to_owned();
+        Box::pin(async { Err((StatusCode::NOT_IMPLEMENTED, message)) })
+    }
+}
