@@ -78,6 +78,12 @@ impl AdminService {
     pub(super) fn hub(&self) -> Arc<Hub> {
         self.0.hub.clone()
     }
+
+    #[cfg(test)]
+    pub(super) fn set_profiles(&mut self, profiles: Profiles) {
+        let shared = Arc::get_mut(&mut self.0);
+        shared.expect("it has no clones yet").profiles = profiles;
+    }
 }
 
 impl Shared {

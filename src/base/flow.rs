@@ -119,10 +119,29 @@ impl Flow {
 
     /// The numbers of every attached layer.
     pub fn snapshot(&self) -> Value {
-        let layers = self.attached().into_iter().map(|layer| {
+        let costs = self.overhead();
+        let layers = self.attached().into_iter().enumerate().map(|(id, layer)| {
+            let knobs = layer.knobs().into_iter().map(|knob| {
+                Value::map([
+                    ("name", knob.name.into()),
+                    ("help", knob.help.into()),
+                    ("value", knob.value),
+                ])
+            });
+            let cost = costs.iter().find(|cost| cost.layer == id);
+            let cost = cost.map(|cost| {
+                Value::map([
+                    ("per_call", cost.per_call.into()),
+                    ("sampled", cost.sampled.into()),
+                    ("inside", cost.inside.into()),
+                ])
+            });
             Value::map([
+                ("id", id.into()),
                 ("kind", layer.kind().into()),
                 ("name", (&*layer.name()).into()),
+                ("knobs", Value::list(knobs)),
+                ("overhead", cost.into()),
                 ("state", layer.snapshot()),
             ])
         });

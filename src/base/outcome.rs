@@ -73,6 +73,11 @@ impl Outcome {
         self as usize
     }
 
+    /// Whether whoever serves it is to blame: nobody asked for the impossible, or went away.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Failure | Self::DeadlineExceeded | Self::Panic)
+    }
+
     /// The label value.
     pub fn as_str(self) -> &'static str {
         match self {

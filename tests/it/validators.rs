@@ -426,7 +426,11 @@ async fn captured(time: Duration, code: &'static str) -> String {
     let mut series: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for _ in 0..=20 {
         let scraped = admin
-            .call(::http::Request::get("/metrics").body(()).unwrap())
+            .call(
+                ::http::Request::get("http://localhost/metrics")
+                    .body(http_body_util::Empty::<bytes::Bytes>::new())
+                    .unwrap(),
+            )
             .await
             .unwrap();
         let text = http_body_util::BodyExt::collect(scraped.into_body())

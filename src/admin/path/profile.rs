@@ -195,3 +195,70 @@ impl Source for Nothing {
         Box::pin(async { Err((StatusCode::NOT_IMPLEMENTED, message)) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::link::Link;
+    use crate::base::flow::Flow;
+    use http::Request;
+    use http_body_util::{BodyExt, Empty};
+    use tokio::sync::Semaphore;
+    use tokio_test::task;
+    use tower_service::Service;
+
+    /// Takes a profile for as long as nobody opens the gate.
+    struct Gated(Arc<Semaphore>);
+
+    impl Source for Gated {
+        fn take(&self, order: Order) -> Taken {
+            let gate = self.0.clone();
+            Box::pin(async move {
+                let _open = gate.acquire().await;
+                Ok(format!("{order:?}").into())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn one_is_taken_at_a_time() {
+        let gate = Arc::new(Semaphore::new(0));
+        let mut service = Flow::new("orders").admin().service();
+        service.set_profiles(Profiles {
+            source: Box::new(Gated(gate.clone())),
+            taking: Arc::default(),
+        });
+        let link = Link::new(true);
+        let ask = |query: &str| {
+            let mut service = service.clone();
+            let mut req = Request::get(format!("http://localhost/debug/profile?{query}"))
+                .body(Empty::<Bytes>::new())
+                .unwrap();
+            req.extensions_mut().insert(link.clone());
+            async move { service.call(req).await.unwrap() }
+        };
+        let mut first = task::spawn(ask("seconds=60&hz=1&format=folded"));
+        assert!(first.poll().is_pending());
+        assert!(link.is_held(), "it may take its time");
+        assert_eq!(ask("").await.status(), StatusCode::CONFLICT);
+        // Whoever goes away takes no more of it.
+        drop(first);
+        assert!(!link.is_held());
+        let mut second = task::spawn(ask("seconds=5"));
+        assert!(second.poll().is_pending());
+        gate.add_permits(1);
+        let taken = second.await;
+        assert_eq!(taken.headers()["content-type"], "image/svg+xml");
+        let policy = taken.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.starts_with("sandbox allow-scripts; default-src 'none'"));
+        let shown = taken.into_body().collect().await.unwrap().to_bytes();
+        let order = Order {
+            duration: Duration::from_secs(5),
+            hz: 99,
+            format: Format::Svg,
+        };
+        assert_eq!(shown, format!("{order:?}"));
+        let pprof = ask("format=pb&hz=999").await;
+        assert_eq!(pprof.headers()["content-type"], "application/octet-stream");
+    }
+}

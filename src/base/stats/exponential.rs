@@ -86,7 +86,8 @@ impl Default for Exponential {
 // ===== impl Counts =====
 
 impl Counts {
-    pub(super) fn zero() -> Self {
+    /// No values.
+    pub(crate) fn zero() -> Self {
         Self {
             buckets: vec![0; BUCKETS].into(),
             sum: 0,
@@ -166,6 +167,14 @@ impl Counts {
                 .collect(),
             sum: self.sum.wrapping_sub(earlier.sum),
         }
+    }
+
+    /// Adds the values of `other`.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.buckets.iter_mut().zip(&other.buckets) {
+            *count += more;
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
     }
 
     pub(super) fn add_sparse(&mut self, filled: &[(u16, u64)], sum: u64) {

@@ -10,7 +10,7 @@ use super::metrics;
 use super::request::Flush;
 use super::state::{Cell, State};
 use crate::base::error::BoxError;
-use crate::base::inspect::{Cost, Inspect, Knob, Value};
+use crate::base::inspect::{Cost, Inspect, Knob, Role, Value, Vital};
 use crate::base::metrics::Families;
 
 /// Reads and steers a [`BatchLayer`](super::BatchLayer); cheap to clone.
@@ -210,6 +210,18 @@ impl Inspect for BatchHandle {
 
     fn collect(&self, families: &mut Families) {
         metrics::collect(&self.0, &Self::snapshot(self), families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let tally = self.0.tally();
+        let books = tally.books;
+        vec![
+            Vital::level(Role::Waiting, tally.waiting as f64),
+            Vital::count(Role::Refused, books.refused),
+            Vital::count(Role::Admitted, books.accepted),
+            Vital::count(Role::Items, books.sent),
+            Vital::count(Role::Batches, books.batches),
+        ]
     }
 }
 

@@ -6,7 +6,7 @@ use super::metrics;
 use super::state::{ALONE, Cell, ENDS, State};
 use crate::base::clock;
 use crate::base::error::BoxError;
-use crate::base::inspect::{Cost, Inspect, Knob, Value};
+use crate::base::inspect::{Column, Cost, Inspect, Knob, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::Families;
 
 /// Reads a [`CoalesceLayer`](super::CoalesceLayer); cheap to clone.
@@ -50,6 +50,16 @@ pub struct CoalesceSnapshot {
     /// The keys followed most, in flights now and before, as hashes, with how often: at most 16, hottest first. Counts may be too great, never too small.
     pub hottest: Vec<(u64, u64)>,
 }
+
+/// What the live page shows of the keys followed most.
+const HOTTEST: Table = Table {
+    title: "hottest keys",
+    rows: "hottest",
+    columns: &[
+        Column::new("key", "key", Unit::Text),
+        Column::new("followers", "followers", Unit::Count),
+    ],
+};
 
 // ===== impl CoalesceHandle =====
 
@@ -166,5 +176,18 @@ impl Inspect for CoalesceHandle {
 
     fn collect(&self, families: &mut Families) {
         metrics::collect(&self.0, &Self::snapshot(self), families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let now = Self::snapshot(self);
+        vec![
+            Vital::count(Role::Saved, now.shared),
+            Vital::count(Role::Sent, now.sent),
+            Vital::level(Role::Waiting, now.waiters as f64),
+        ]
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        &[HOTTEST]
     }
 }

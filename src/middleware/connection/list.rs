@@ -10,7 +10,7 @@ use super::incoming::Incoming;
 use super::io::Tracked;
 use super::streams::StreamsLayer;
 use crate::base::flow::Flow;
-use crate::base::inspect::{Inspect, Value};
+use crate::base::inspect::{Column, Inspect, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::{Families, Histogram, Kind, Labels};
 use crate::base::stats::Bounds;
 
@@ -95,6 +95,23 @@ pub struct ConnectionSnapshot {
     /// Streams started on it.
     pub streams: u64,
 }
+
+/// What the live page shows of each connection.
+const CONNECTIONS: Table = Table {
+    title: "connections",
+    rows: "connections",
+    columns: &[
+        Column::new("id", "id", Unit::Text),
+        Column::new("peer", "peer", Unit::Text),
+        Column::new("state", "state", Unit::Text),
+        Column::new("streams", "streams", Unit::Count),
+        Column::new("open streams", "open_streams", Unit::Level),
+        Column::new("age", "age", Unit::Seconds),
+        Column::new("quiet", "quiet", Unit::Seconds),
+        Column::new("read", "bytes_read", Unit::Bytes),
+        Column::new("written", "bytes_written", Unit::Bytes),
+    ],
+};
 
 // ===== impl Connections =====
 
@@ -239,6 +256,15 @@ impl Inspect for Connections {
             ("bytes_written", now.bytes_written.into()),
             ("connections", Value::list(connections)),
         ])
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let open = self.shared.lock().open.len();
+        vec![Vital::level(Role::Open, open as f64)]
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        &[CONNECTIONS]
     }
 
     fn collect(&self, families: &mut Families) {

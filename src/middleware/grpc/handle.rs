@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::method::{Direction, GrpcType, Method};
 use super::metrics;
 use super::state::{Side, State};
-use crate::base::inspect::{Cost, Inspect, Value};
+use crate::base::inspect::{Column, Cost, Inspect, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::Families;
-use crate::base::outcome::Code;
+use crate::base::outcome::{Code, Outcome};
 
 /// Reads a gRPC layer; cheap to clone.
 #[derive(Debug, Clone)]
@@ -41,6 +41,27 @@ pub struct MethodSnapshot {
     pub truncated: u64,
     /// The mean time from call to end.
     pub mean: Option<Duration>,
+}
+
+/// What the live page shows of each method.
+const METHODS: Table = Table {
+    title: "methods",
+    rows: "methods",
+    columns: &[
+        Column::new("service", "service", Unit::Text),
+        Column::new("method", "method", Unit::Text),
+        Column::new("started", "started", Unit::Count),
+        Column::new("failed", "failed", Unit::Count),
+        Column::new("in flight", "in_flight", Unit::Level),
+        Column::new("mean", "mean", Unit::Seconds),
+        Column::new("received", "bytes_received", Unit::Bytes),
+        Column::new("sent", "bytes_sent", Unit::Bytes),
+    ],
+};
+
+/// Whether calls that end with it count as failed.
+fn is_failure(code: Code) -> bool {
+    Outcome::from(code).is_failure()
 }
 
 impl GrpcHandle {
@@ -102,6 +123,8 @@ impl Inspect for GrpcHandle {
 
     fn snapshot(&self) -> Value {
         let methods = Self::snapshot(self).into_iter().map(|method| {
+            let failed = method.handled.iter().filter(|(code, _)| is_failure(*code));
+            let failed: u64 = failed.map(|(_, count)| count).sum();
             let handled = method
                 .handled
                 .into_iter()
@@ -113,6 +136,7 @@ impl Inspect for GrpcHandle {
                 ("started", method.started.into()),
                 ("in_flight", method.in_flight.into()),
                 ("handled", Value::map(handled)),
+                ("failed", failed.into()),
                 ("messages_received", method.messages_received.into()),
                 ("messages_sent", method.messages_sent.into()),
                 ("bytes_received", method.bytes_received.into()),
@@ -133,5 +157,25 @@ impl Inspect for GrpcHandle {
 
     fn collect(&self, families: &mut Families) {
         metrics::collect(&self.0, families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let (mut started, mut ended, mut failed) = (0, 0, 0);
+        for method in self.0.all() {
+            for (code, count) in Code::ALL.into_iter().zip(method.handled()) {
+                ended += count;
+                failed += if is_failure(code) { count } else { 0 };
+            }
+            started += method.started();
+        }
+        vec![
+            Vital::count(Role::Requests, started),
+            Vital::count(Role::Errors, failed),
+            Vital::level(Role::InFlight, started.saturating_sub(ended) as f64),
+        ]
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        &[METHODS]
     }
 }

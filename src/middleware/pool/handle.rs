@@ -10,7 +10,7 @@ use super::shared::Shared;
 use super::stats::{HostStats, PhaseStats, Stats};
 use crate::base::clock;
 use crate::base::error::BoxError;
-use crate::base::inspect::{Cost, Inspect, Knob, Value};
+use crate::base::inspect::{Column, Cost, Inspect, Knob, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::Families;
 use crate::base::signal::Signal;
 
@@ -38,6 +38,7 @@ trait Look: Send + Sync {
     fn host(&self, uri: &Uri) -> Option<HostStats>;
     fn hosts(&self, most: usize) -> Vec<HostStats>;
     fn load(&self, uri: &Uri) -> Option<f64>;
+    fn vitals(&self) -> Vec<Vital>;
     fn close_idle(self: Arc<Self>) -> usize;
     fn limits(&self) -> Limits;
     fn limit(self: Arc<Self>, change: Box<dyn FnOnce(&mut Limits) + '_>);
@@ -74,6 +75,23 @@ impl<B: Send + 'static> Look for Shared<B> {
         let locked = self.lock();
         let known = locked.core.knows(host);
         known.then(|| locked.core.load(host))
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let locked = self.lock();
+        let (counts, gauges) = (locked.core.counts(), locked.core.gauges());
+        drop(locked);
+        let refused = counts.rejected_queue_full
+            + counts.rejected_timeout
+            + counts.rejected_backing_off
+            + counts.rejected_closed;
+        vec![
+            Vital::count(Role::Refused, refused),
+            Vital::count(Role::Admitted, counts.requests),
+            Vital::level(Role::Open, gauges.open as f64),
+            Vital::level(Role::Idle, gauges.idle as f64),
+            Vital::level(Role::WaitingForConnection, gauges.waiting as f64),
+        ]
     }
 
     fn close_idle(self: Arc<Self>) -> usize {
@@ -139,6 +157,22 @@ impl Signal for PoolSignal {
         self.pool.load(&self.uri)
     }
 }
+
+/// What the live page shows of each host.
+const HOSTS: Table = Table {
+    title: "hosts",
+    rows: "hosts",
+    columns: &[
+        Column::new("host", "host", Unit::Text),
+        Column::new("requests", "requests", Unit::Count),
+        Column::new("open", "open", Unit::Level),
+        Column::new("active", "active", Unit::Level),
+        Column::new("idle", "idle", Unit::Level),
+        Column::new("waiting", "waiting", Unit::Level),
+        Column::new("reused", "reuse_ratio", Unit::Share),
+        Column::new("last error", "last_error", Unit::Text),
+    ],
+};
 
 /// What is settable while it runs.
 const KNOBS: [(&str, &str); 4] = [
@@ -233,6 +267,14 @@ impl Inspect for PoolHandle {
 
     fn collect(&self, families: &mut Families) {
         self.0.collect(families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        self.0.vitals()
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        &[HOSTS]
     }
 
     fn knobs(&self) -> Vec<Knob> {

@@ -7,7 +7,7 @@ use super::metrics;
 use super::sampler::{REASONS, at, refused_at};
 use super::state::State;
 use crate::base::error::{BoxError, Reason};
-use crate::base::inspect::{Cost, Inspect, Knob, Value};
+use crate::base::inspect::{Column, Cost, Inspect, Knob, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::Families;
 use crate::base::priority::Priority;
 use crate::base::signal::PressureSnapshot;
@@ -71,6 +71,38 @@ pub struct ShedSnapshot {
     /// Whether the algorithm rests.
     pub paused: bool,
 }
+
+/// What the live page shows of who is refused, and of who shares the slots.
+const TABLES: [Table; 3] = [
+    Table {
+        title: "refused",
+        rows: "refused",
+        columns: &[
+            Column::new("reason", "reason", Unit::Text),
+            Column::new("priority", "priority", Unit::Text),
+            Column::new("refused", "count", Unit::Count),
+        ],
+    },
+    Table {
+        title: "partitions",
+        rows: "partitions",
+        columns: &[
+            Column::new("name", "name", Unit::Text),
+            Column::new("in flight", "in_flight", Unit::Level),
+            Column::new("part", "part", Unit::Share),
+        ],
+    },
+    Table {
+        title: "pressures",
+        rows: "pressures",
+        columns: &[
+            Column::new("signal", "signal", Unit::Text),
+            Column::new("state", "state", Unit::Text),
+            Column::new("level", "level", Unit::Share),
+            Column::new("value", "value", Unit::Level),
+        ],
+    },
+];
 
 // ===== impl ShedHandle =====
 
@@ -242,6 +274,29 @@ impl Inspect for ShedHandle {
 
     fn collect(&self, families: &mut Families) {
         metrics::collect(&self.0, &Self::snapshot(self), families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let state = &*self.0;
+        state.tick_now();
+        let occupancy = state.gate.occupancy();
+        let waiting: usize = state.gate.with_queue(|queue| queue.depths()).iter().sum();
+        let cells = &state.sampler.cells;
+        let mut refused = [0; Priority::ALL.len() * REASONS.len()];
+        cells.sum_into(at::REFUSED, &mut refused);
+        let mut admitted = [0; Priority::ALL.len()];
+        cells.sum_into(at::ADMITTED, &mut admitted);
+        vec![
+            Vital::level(Role::InFlight, occupancy.in_flight as f64),
+            Vital::level(Role::Limit, occupancy.limit as f64),
+            Vital::level(Role::Waiting, waiting as f64),
+            Vital::count(Role::Refused, refused.iter().sum()),
+            Vital::count(Role::Admitted, admitted.iter().sum()),
+        ]
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        &TABLES
     }
 
     fn knobs(&self) -> Vec<Knob> {

@@ -6,7 +6,7 @@ use super::backend::{Cell, Ledger, State};
 use super::budget::RetryBudget;
 use super::metrics;
 use crate::base::clock::{self, Instant};
-use crate::base::inspect::{Cost, Inspect, Value};
+use crate::base::inspect::{Column, Cost, Inspect, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::Families;
 
 /// Reads a [`ThrottleLayer`](super::ThrottleLayer); cheap to clone.
@@ -40,6 +40,22 @@ pub struct BackendSnapshot {
     /// Push-backs it asked for: delays, refusals of any retry, delays beyond what is believed, and nonsense.
     pub pushbacks: [(&'static str, u64); 4],
 }
+
+/// What the live page shows of each backend.
+const BACKENDS: Table = Table {
+    title: "backends",
+    rows: "backends",
+    columns: &[
+        Column::new("backend", "backend", Unit::Text),
+        Column::new("requests", "requests", Unit::Count),
+        Column::new("refused there", "refused", Unit::Count),
+        Column::new("refused here", "throttled", Unit::Count),
+        Column::new("in flight", "pending", Unit::Level),
+        Column::new("refused now", "probability", Unit::Share),
+        Column::new("retry tokens", "retry_tokens", Unit::Level),
+        Column::new("push-back", "pushback", Unit::Seconds),
+    ],
+};
 
 // ===== impl ThrottleHandle =====
 
@@ -136,5 +152,25 @@ impl Inspect for ThrottleHandle {
 
     fn collect(&self, families: &mut Families) {
         metrics::collect(&self.0.settings.name, &Self::snapshot(self), families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let (mut pending, mut passed, mut throttled) = (0, 0, 0);
+        for (_, ledger) in self.0.all() {
+            pending += ledger.read(Cell::Pending);
+            throttled += ledger.read(Cell::Throttled);
+            let ends = [Cell::Accepted, Cell::Refused, Cell::Dropped];
+            passed += ends.map(|cell| ledger.read(cell)).iter().sum::<u64>();
+        }
+        vec![
+            Vital::count(Role::Requests, passed + throttled),
+            Vital::level(Role::InFlight, pending as f64),
+            Vital::count(Role::Refused, throttled),
+            Vital::count(Role::Admitted, passed),
+        ]
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        &[BACKENDS]
     }
 }

@@ -7,12 +7,12 @@ use super::connection::Connections;
 use super::metrics;
 use super::route::{Measures, Phase, State};
 use crate::base::clock;
-use crate::base::inspect::{Cost, Inspect, Value};
+use crate::base::inspect::{Column, Cost, Inspect, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::Families;
 use crate::base::outcome::Outcome;
 use crate::base::phases;
 use crate::base::signal::LatencySignal;
-use crate::base::stats::{Quantiles, interval_log};
+use crate::base::stats::{Counts, Quantiles, interval_log};
 
 /// Reads a [`TimingLayer`](super::TimingLayer); cheap to clone.
 #[derive(Debug, Clone)]
@@ -71,6 +71,22 @@ pub struct PhaseTimes {
     /// How long it took on average.
     pub mean: Duration,
 }
+
+/// What the live page shows of each route.
+const ROUTES: Table = Table {
+    title: "routes",
+    rows: "routes",
+    columns: &[
+        Column::new("route", "route", Unit::Text),
+        Column::new("started", "started", Unit::Count),
+        Column::new("failed", "failed", Unit::Count),
+        Column::new("in flight", "in_flight", Unit::Level),
+        Column::new("p50", "window.p50", Unit::Seconds),
+        Column::new("p95", "window.p95", Unit::Seconds),
+        Column::new("p99", "window.p99", Unit::Seconds),
+        Column::new("max", "window.max", Unit::Seconds),
+    ],
+};
 
 // ===== impl TimingHandle =====
 
@@ -155,6 +171,8 @@ impl Inspect for TimingHandle {
 
     fn snapshot(&self) -> Value {
         let routes = Self::snapshot(self).into_iter().map(|route| {
+            let failed = route.ended.iter().filter(|(end, _)| end.is_failure());
+            let failed: u64 = failed.map(|(_, count)| count).sum();
             let ended = route
                 .ended
                 .into_iter()
@@ -164,6 +182,7 @@ impl Inspect for TimingHandle {
                 ("started", route.started.into()),
                 ("in_flight", route.in_flight.into()),
                 ("ended", Value::map(ended)),
+                ("failed", failed.into()),
                 ("ready", route.ready.into()),
                 (
                     "first_byte",
@@ -193,6 +212,40 @@ impl Inspect for TimingHandle {
 
     fn collect(&self, families: &mut Families) {
         metrics::collect(&self.0, families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let now = clock::now();
+        let (mut started, mut ended, mut failed) = (0, 0, 0);
+        let mut recent = Counts::zero();
+        for (_, measures) in self.0.all() {
+            for (outcome, count) in Outcome::ALL.into_iter().zip(measures.ended()) {
+                ended += count;
+                failed += if outcome.is_failure() { count } else { 0 };
+            }
+            started += measures.started();
+            recent.add(&measures.total.recent(now));
+        }
+        let quantile = |q| {
+            let quantile = recent.quantile(q);
+            quantile.map_or(f64::NAN, |quantile| quantile.as_secs_f64())
+        };
+        vec![
+            Vital::count(Role::Requests, started),
+            Vital::count(Role::Errors, failed),
+            Vital::level(Role::InFlight, started.saturating_sub(ended) as f64),
+            Vital::level(Role::P50, quantile(0.5)),
+            Vital::level(Role::P95, quantile(0.95)),
+            Vital::level(Role::P99, quantile(0.99)),
+        ]
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        &[ROUTES]
+    }
+
+    fn interval_log(&self, route: &str, to: &mut dyn io::Write) -> io::Result<()> {
+        self.hdr_log(route, to)
     }
 }
 

@@ -5,7 +5,7 @@ use super::metrics;
 use super::origin::Parts;
 use super::state::{State, What};
 use crate::base::error::BoxError;
-use crate::base::inspect::{Cost, Inspect, Knob, Value};
+use crate::base::inspect::{Column, Cost, Inspect, Knob, Role, Table, Unit, Value, Vital};
 use crate::base::metrics::Families;
 use crate::base::stats::Lease;
 
@@ -70,6 +70,29 @@ pub struct HostSnapshot {
     /// How many wait for a permit.
     pub waiting: usize,
 }
+
+/// What the live page shows of each host, when connections are limited.
+const CONNECTIONS: Table = Table {
+    title: "hosts",
+    rows: "busiest",
+    columns: &[
+        Column::new("host", "host", Unit::Text),
+        Column::new("open", "open", Unit::Level),
+        Column::new("held", "held", Unit::Level),
+        Column::new("waiting", "waiting", Unit::Level),
+    ],
+};
+
+/// The same, when requests are.
+const REQUESTS: Table = Table {
+    title: "hosts",
+    rows: "busiest",
+    columns: &[
+        Column::new("host", "host", Unit::Text),
+        Column::new("in flight", "held", Unit::Level),
+        Column::new("waiting", "waiting", Unit::Level),
+    ],
+};
 
 // ===== impl LimitHandle =====
 
@@ -210,6 +233,39 @@ impl Inspect for LimitHandle {
 
     fn collect(&self, families: &mut Families) {
         metrics::collect(self.state(), Self::snapshot(self), families);
+    }
+
+    fn vitals(&self) -> Vec<Vital> {
+        let inner = self.0.lock();
+        let (gate, counts) = (&inner.gate, &inner.counts);
+        let waiting = gate.waiting() as f64;
+        let refused = counts.full + counts.timeouts + counts.closed;
+        let mut vitals = vec![
+            Vital::count(Role::Refused, refused),
+            Vital::count(Role::Admitted, counts.granted),
+        ];
+        vitals.extend(match self.0.settings.what {
+            What::Connections => {
+                let open: usize = gate.hosts().map(|host| host.open).sum();
+                vec![
+                    Vital::level(Role::Open, open as f64),
+                    Vital::level(Role::WaitingForConnection, waiting),
+                ]
+            }
+            What::Requests => vec![
+                Vital::level(Role::InFlight, gate.held() as f64),
+                Vital::level(Role::Limit, gate.limits().total as f64),
+                Vital::level(Role::Waiting, waiting),
+            ],
+        });
+        vitals
+    }
+
+    fn tables(&self) -> &'static [Table] {
+        match self.0.settings.what {
+            What::Connections => &[CONNECTIONS],
+            What::Requests => &[REQUESTS],
+        }
     }
 
     fn knobs(&self) -> Vec<Knob> {
