@@ -1,4 +1,12 @@
-//! The live endpoint: `/metrics`, `/snapshot.json`, `/healthz`.
+//! The live endpoint: a page to watch and steer a program by, and all that it shows for other programs to read.
+//!
+//! # How it works
+//!
+//! It reads what is attached to a [`Flow`], through [`Inspect`](crate::inspect::Inspect) and nothing else: it knows no
+//! layer by name. While the endpoint runs, a task looks once a second at every layer's
+//! [`vitals`](crate::inspect::Inspect::vitals) and keeps five minutes of what it makes of them, so that a page that is
+//! opened later shows what went before. While somebody listens to `/events` it makes one update a second, the same for
+//! all who do.
 //!
 //! # Example
 //!
@@ -13,36 +21,107 @@
 //! # Ok(()) }
 //! ```
 //!
-//! [`Admin::serve`] does both in one call; [`Admin::service`] is the same as a tower service, to nest in a router.
+//! With a token the page can turn knobs: open it with `#token=…` at the end of its address.
+//!
+//! ```no_run
+//! use tower_flow::Flow;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let flow = Flow::new("orders");
+//! flow.admin()
+//!     .token(std::env::var("ADMIN_TOKEN")?)
+//!     .host("orders.internal")
+//!     .allow_remote()
+//!     .private()
+//!     .serve("0.0.0.0:9090".parse()?)
+//!     .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! [`Admin::serve`] binds and runs in one call; [`Admin::service`] is the same as a tower service, to nest in a router.
 //!
 //! # Paths
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/` | a list of the others |
+//! | `/` | the page; it loads `/page.css` and `/page.js`, and nothing from elsewhere |
+//! | `/events` | the numbers once a second, as server-sent events, for the page: their form may change |
 //! | `/metrics` | all metrics, in the format the scraper likes best ([`Format::negotiate`](crate::metrics::Format)) |
 //! | `/snapshot.json` | all layers as JSON, as below |
-//! | `/healthz` | `ok` |
+//! | `/debug/hot` | where the time went, a table of all layers' [`hot`](crate::inspect::Inspect::hot) paths; `?format=json` |
+//! | `/debug/profile` | samples the process: `?seconds=` 1 to 60 (10), `&hz=` 1 to 999 (99), `&format=` `svg`, `folded` or `pb` |
+//! | `/hdr/<route>.log` | a route's window as an HdrHistogram interval log; `?layer=` picks one of several layers |
+//! | `PUT /knobs/<layer>/<name>` | sets a [knob](crate::inspect::Knob) of the layer of that `id` to a JSON scalar |
+//! | `POST`, `DELETE /session` | gives a browser a cookie for the token in the body, or takes it away |
+//! | `/healthz` | `ok`, as long as the process answers |
 //!
-//! Unknown paths are 404, methods other than GET and HEAD 405; both say what there is.
+//! Unknown paths are 404, other methods 405; both say what there is. Every refusal is one line of text.
+//!
+//! # The snapshot
 //!
 //! ```json
 //! {"service": "orders", "version": "0.1.0", "uptime": 12.5,
-//!  "layers": [{"kind": "grpc", "name": "server", "state": {"methods": [{"service": "shop.Orders", "…": 0}]}}]}
+//!  "layers": [
+//!    {"id": 0, "kind": "shed", "name": "api",
+//!     "knobs": [{"name": "limit", "help": "…", "value": null}],
+//!     "overhead": {"per_call": 2.1e-7, "sampled": 1024, "inside": null},
+//!     "state": {"limit": 64, "…": 0}}]}
 //! ```
 //!
-//! Times are seconds, ratios lie within 0 and 1. Keys are kept from release to release; new ones may come.
+//! | key | is |
+//! |---|---|
+//! | `uptime` | since the [`Flow`] was made |
+//! | `layers` | in the order they were attached |
+//! | `id` | the layer's place among them, as in `/knobs/<layer>/…` |
+//! | `kind`, `name` | the feature, and which one of its kind |
+//! | `knobs` | what can be turned; `value` is null, a flag, a number or text |
+//! | `overhead` | what a call of the layer costs ([`Flow::overhead`]), null where that is not known |
+//! | `state` | the layer's own [`snapshot`](crate::inspect::Inspect::snapshot), documented there |
+//!
+//! Times are seconds, ratios lie within 0 and 1, what is not known is null. Keys are kept from release to release; new
+//! ones may come. `<`, `>` and `&` in names are escaped.
+//!
+//! # Security
+//!
+//! - It binds loopback addresses only, unless [`allow_remote`](Admin::allow_remote) is called. Whoever reaches it reads
+//!   all of it, unless it is [`private`](Admin::private).
+//! - Knobs are turned by who has the [`token`](Admin::token), in `Authorization: Bearer` or in the cookie of `/session`,
+//!   which no script can read (`HttpOnly`), and no other site can have sent (`SameSite=Strict`). Without a token nobody
+//!   turns any. Tokens are compared in constant time and never printed.
+//! - Profiles are for who has the token. Without one they are for clients on this machine, when the endpoint is bound to
+//!   loopback.
+//! - It answers to addresses, `localhost` and [names it was given](Admin::host), else 421: a site that gives its own
+//!   name this machine's address (DNS rebinding) reads nothing.
+//! - What does something (`/knobs`, `/session`, `/debug/profile`, `/events`) is refused to pages of other sites (403), by
+//!   `Origin` and `Sec-Fetch-Site`. A browser that sends neither for requests across sites is not known.
+//! - No answer may be framed, cached, sniffed or embedded elsewhere. The page runs its own script and no other; names of
+//!   routes are text, never markup. A flame graph has a script of its own and is sandboxed away from the endpoint.
+//! - Other services on the same host see the cookie, since browsers do not keep ports apart.
+//! - Nothing is encrypted. Put a proxy with TLS before what is remote; it has to pass `Host` on.
 //!
 //! # Limits
 //!
-//! It binds loopback addresses only, unless [`allow_remote`](Admin::allow_remote) is called: whoever reaches it reads
-//! all of it. A connection carries one request, whose headers may take 5 seconds and 16 KiB, and ends after 15 seconds.
-//! At most 64 are open at a time; for a further one the oldest is closed. So nobody holds the endpoint by being slow,
-//! large or many.
+//! A connection carries one request, whose headers may take 5 seconds and 16 KiB, its body 5 seconds and 4 KiB, and ends
+//! after 15 seconds. At most 64 are open at a time; for a further one the oldest is closed. So nobody holds the endpoint
+//! by being slow, large or many.
+//!
+//! Connections of `/events` and `/debug/profile` last as long as they take and are counted apart. At most
+//! [`max_events`](Admin::max_events) clients listen, others are told to come back (503). One that takes nothing for 10
+//! seconds is put out; the kernel holds 64 KiB or so for it until then. One profile is taken at a time; for a second the
+//! answer is 409.
+//!
+//! The page shows at most 96 measures, 64 rows of a table, the busiest first, and 120 characters of a name. An update has
+//! at most 20 KB: rows are left out until it fits.
 //!
 //! # Cancellation
 //!
-//! Dropping the future of `serve` or `run` closes the listener and every connection.
+//! Dropping the future of `serve` or `run` closes the listener and every connection, and ends the task that looks. A
+//! profile whose client goes away ends.
+//!
+//! # Cost
+//!
+//! Without listeners a look at every layer's vitals each second. With them also a snapshot of each layer that has
+//! tables, and one update for all; `cargo bench --features full --bench admin` measures both.
 
 mod access;
 mod body;

@@ -17,6 +17,8 @@ use crate::base::inspect::{HotPath, Inspect, Knob, Table, Vital};
 
 /// How many hot paths an update has.
 const HOT: usize = 12;
+/// What was read less than this ago is not read again.
+const FRESH: Duration = Duration::from_millis(100);
 /// What was counted longer ago makes no rate of now.
 const STALE: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,10 @@ fn asked<T: Default>(ask: impl FnOnce() -> T) -> T {
 impl Book {
     /// Reads the vitals. Whether there are measures among them that were not there before.
     pub(super) fn look(&mut self, layers: &[Arc<dyn Inspect>], now: Instant) -> bool {
+        // Rates of a moment would be wild.
+        if self.is_fresh(now) {
+            return false;
+        }
         let vitals: Vec<_> = layers
             .iter()
             .map(|layer| asked(|| layer.vitals()))
@@ -62,6 +68,11 @@ impl Book {
         self.history.push(now, &measured)
     }
 
+    fn is_fresh(&self, now: Instant) -> bool {
+        let looked = self.looked;
+        looked.is_some_and(|looked| now.saturating_duration_since(looked) < FRESH)
+    }
+
     /// Whether layers have other knobs or tables than listeners knew; they are to be told.
     pub(super) fn reshape(&mut self, layers: &[Arc<dyn Inspect>]) -> bool {
         let shape = shape(layers);
@@ -69,7 +80,8 @@ impl Book {
         known != self.shape
     }
 
-    /// What there is, the part that is the same for all: `wall` is `now` outside. The brace that opens is not there.
+    /// What there is, the part that is the same for all: `wall` is `now` outside. The brace that opens is not there. When
+    /// nobody has looked yet, it does.
     pub(super) fn outline(
         &mut self,
         flow: &Flow,
@@ -77,6 +89,9 @@ impl Book {
         now: Instant,
         wall: SystemTime,
     ) -> String {
+        if self.looked.is_none() {
+            self.look(layers, now);
+        }
         self.shape.get_or_insert_with(|| shape(layers));
         let layers = list(layers.iter().enumerate().map(|(id, layer)| {
             let (tables, knobs) = (asked(|| layer.tables()), asked(|| layer.knobs()));

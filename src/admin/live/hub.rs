@@ -374,3 +374,114 @@ impl fmt::Debug for Listener {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name of the next event, and whether it has all tables and knobs.
+    fn next(listener: &mut Listener) -> Poll<Option<String>> {
+        let next = listener.poll_next(&mut Context::from_waker(Waker::noop()));
+        next.map(|event| {
+            let event = String::from_utf8(event?.to_vec()).unwrap();
+            assert!(event.ends_with("}\n\n"), "{event}");
+            let whole = event.contains("\"knobs\":[[0,0,");
+            let name = event
+                .split_once("event: ")?
+                .1
+                .split_once('\n')?
+                .0
+                .to_owned();
+            Some(if whole { name + ", whole" } else { name })
+        })
+    }
+
+    fn told(name: &str) -> Poll<Option<String>> {
+        Poll::Ready(Some(name.to_owned()))
+    }
+
+    /// A layer with a knob that nobody turns.
+    #[derive(Debug)]
+    struct Still;
+
+    impl crate::inspect::Inspect for Still {
+        fn kind(&self) -> &'static str {
+            "still"
+        }
+
+        fn name(&self) -> std::borrow::Cow<'_, str> {
+            "still".into()
+        }
+
+        fn snapshot(&self) -> crate::inspect::Value {
+            panic!("nobody asks for what has no tables")
+        }
+
+        fn collect(&self, _: &mut crate::metrics::Families) {}
+
+        fn knobs(&self) -> Vec<crate::inspect::Knob> {
+            vec![crate::inspect::Knob::new("knob", "Does nothing", true)]
+        }
+
+        fn hot(&self) -> Vec<crate::inspect::HotPath> {
+            panic!("a layer's fault takes nothing else with it")
+        }
+    }
+
+    fn hub() -> Arc<Hub> {
+        let flow = Flow::new("orders");
+        flow.attach(Still);
+        let hub = Hub::new(flow, 2);
+        // The test is its clock.
+        hub.desk().ticking = true;
+        hub
+    }
+
+    #[test]
+    fn who_falls_behind_gets_all_again() {
+        let hub = hub();
+        let start = clock::now();
+        let second = |n| start + Duration::from_secs(n);
+        let mut fast = hub.listen("\"knobs\":false".to_owned(), None).unwrap();
+        let mut slow = hub.listen("\"knobs\":false".to_owned(), None).unwrap();
+        assert!(hub.listen(String::new(), None).is_err());
+        assert_eq!(next(&mut slow), told("state"));
+        assert_eq!(next(&mut fast), told("state"));
+        assert_eq!(next(&mut fast), Poll::Pending);
+        hub.tick(second(0));
+        assert_eq!(next(&mut fast), told("tick, whole"));
+        assert_eq!(next(&mut slow), told("tick, whole"));
+        for n in 1..=KEPT as u64 + 1 {
+            hub.tick(second(n));
+            assert_eq!(next(&mut fast), told("tick"));
+            assert_eq!(next(&mut fast), Poll::Pending);
+        }
+        assert_eq!(next(&mut slow), Poll::Pending, "what it missed is gone");
+        hub.tick(second(6));
+        for listener in [&mut fast, &mut slow] {
+            assert_eq!(next(listener), told("tick, whole"));
+        }
+    }
+
+    #[test]
+    fn who_takes_nothing_is_put_out_and_one_who_left_makes_room() {
+        let hub = hub();
+        let start = clock::now();
+        let mut fast = hub.listen(String::new(), None).unwrap();
+        let link = crate::admin::link::Link::new(true);
+        let mut slow = hub.listen(String::new(), Some(link.hold())).unwrap();
+        next(&mut slow).is_ready().then_some(()).unwrap();
+        for n in 0..=11 {
+            assert_eq!(hub.desk().seats.len(), 2, "{n}");
+            hub.tick(start + Duration::from_secs(n));
+            while next(&mut fast).is_ready() {}
+        }
+        assert_eq!(hub.desk().seats.len(), 1);
+        assert!(!link.is_held());
+        assert_eq!(next(&mut slow), Poll::Ready(None));
+        let again = hub.listen(String::new(), None);
+        assert_eq!(hub.desk().seats.len(), 2);
+        drop((slow, again, fast));
+        assert_eq!(hub.desk().seats.len(), 0);
+    }
+}

@@ -48,10 +48,7 @@ async fn every_page_answers() {
             (200, kind),
             "{path}"
         );
-        assert!(
-            !answer.body.contains("</script>\"") && !answer.body.is_empty(),
-            "{path}"
-        );
+        assert!(!answer.body.is_empty(), "{path}");
         let head = served.ask(&format!("HEAD {path}"), &[], "").await;
         assert_eq!((head.status, &*head.body), (200, ""), "{path}");
     }
@@ -152,7 +149,7 @@ async fn logs_are_found_by_their_routes() {
     ] {
         let log = served.get(path).await;
         assert_eq!(log.status, 200, "{path}");
-        assert!(log.body.contains("Interval"), "{}", log.body);
+        assert!(log.body.starts_with("#[StartTime"), "{}", log.body);
     }
     for (path, status) in [
         ("/hdr/none.log", 404),
