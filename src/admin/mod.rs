@@ -102,7 +102,7 @@
 //! # Limits
 //!
 //! A connection carries one request, whose headers may take 5 seconds and 16 KiB, its body 5 seconds and 4 KiB, and ends
-//! after 15 seconds. At most 64 are open at a time; for a further one the oldest is closed. So nobody holds the endpoint
+//! after 15 seconds. At most 64 are open at a time; for a further one the oldest is closed, when it has had 100 ms. So nobody holds the endpoint
 //! by being slow, large or many.
 //!
 //! Connections of `/events` and `/debug/profile` last as long as they take and are counted apart. At most

@@ -16,9 +16,12 @@ use tower_service::Service;
 
 use super::link::Link;
 use super::service::AdminService;
+use crate::base::clock::{self, Instant};
 
 /// Ordinary connections open at a time; for a further one the oldest is closed.
 const CONNECTIONS: usize = 64;
+/// How long it is left alone even so.
+const GRACE: Duration = Duration::from_millis(100);
 /// How long a request's headers may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 /// How large they may be.
@@ -38,6 +41,13 @@ pub struct AdminServer {
     listener: TcpListener,
     addr: SocketAddr,
     service: AdminService,
+}
+
+/// A connection.
+struct Open {
+    task: AbortHandle,
+    accepted: Instant,
+    link: Arc<Link>,
 }
 
 impl AdminServer {
@@ -71,31 +81,44 @@ impl AdminServer {
         // Dropped with this future, and every connection with it.
         let mut tasks = JoinSet::new();
         tasks.spawn(self.service.hub().run());
-        let mut oldest_first: VecDeque<(AbortHandle, Arc<Link>)> = VecDeque::new();
+        let mut open = VecDeque::new();
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     while tasks.try_join_next().is_some() {}
-                    // Those that are held have limits of their own, and come back when they are no more.
-                    oldest_first.retain(|(connection, _)| !connection.is_finished());
-                    let ordinary = |(_, link): &(_, Arc<Link>)| !link.is_held();
-                    if oldest_first.iter().filter(|open| ordinary(open)).count() >= CONNECTIONS
-                        && let Some(oldest) = oldest_first.iter().position(ordinary)
-                        && let Some((connection, _)) = oldest_first.remove(oldest)
+                    if let Some(oldest) = crowding(&mut open) {
+                        // Many may come at once and each be served at once, if only they get to say what they want.
+                        tokio::time::sleep_until(open[oldest].accepted + GRACE).await;
+                    }
+                    if let Some(oldest) = crowding(&mut open)
+                        && let Some(oldest) = open.remove(oldest)
                     {
-                        connection.abort();
+                        oldest.task.abort();
                     }
                     let local =
                         self.addr.ip().is_loopback() && peer.ip().to_canonical().is_loopback();
                     let link = Link::new(local);
                     let connection = serve(stream, self.service.clone(), link.clone());
-                    oldest_first.push_back((tasks.spawn(connection), link));
+                    open.push_back(Open {
+                        task: tasks.spawn(connection),
+                        accepted: clock::now(),
+                        link,
+                    });
                 }
                 // Out of file descriptors, most likely: accepting again at once would only spin.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         }
     }
+}
+
+/// The oldest ordinary one, when there are as many as there may be. Those that are held have limits of their own, and
+/// are ordinary again when they are no more.
+fn crowding(open: &mut VecDeque<Open>) -> Option<usize> {
+    open.retain(|open| !open.task.is_finished());
+    let mut ordinary = (0..open.len()).filter(|n| !open[*n].link.is_held());
+    let oldest = ordinary.next()?;
+    (1 + ordinary.count() >= CONNECTIONS).then_some(oldest)
 }
 
 async fn serve(stream: TcpStream, service: AdminService, link: Arc<Link>) {

@@ -250,7 +250,8 @@ impl fmt::Display for Value {
             Self::List(entries) => {
                 f.write_str("[")?;
                 for (index, value) in entries.iter().enumerate() {
-                    write!(f, "{}{value}", if index == 0 { "" } else { "," })?;
+                    f.write_str(if index == 0 { "" } else { "," })?;
+                    value.fmt(f)?;
                 }
                 f.write_str("]")
             }
@@ -258,7 +259,9 @@ impl fmt::Display for Value {
                 f.write_str("{")?;
                 for (index, (key, value)) in entries.iter().enumerate() {
                     f.write_str(if index == 0 { "" } else { "," })?;
-                    write!(f, "{}:{value}", Quoted(key))?;
+                    Quoted(key).fmt(f)?;
+                    f.write_str(":")?;
+                    value.fmt(f)?;
                 }
                 f.write_str("}")
             }
@@ -273,14 +276,17 @@ impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"")?;
         let mut rest = self.0;
-        while let Some(at) = rest.find(|char| escaped(char)) {
+        while let Some(at) = rest.bytes().position(special) {
             let (plain, special) = rest.split_at(at);
             f.write_str(plain)?;
             let mut chars = special.chars();
             match chars.next() {
                 Some('"') => f.write_str("\\\"")?,
                 Some('\\') => f.write_str("\\\\")?,
-                Some(char) => write!(f, "\\u{:04x}", char as u32)?,
+                Some(char) if char.is_ascii() || matches!(char, '\u{2028}' | '\u{2029}') => {
+                    write!(f, "\\u{:04x}", char as u32)?;
+                }
+                Some(char) => write!(f, "{char}")?,
                 None => {}
             }
             rest = chars.as_str();
@@ -290,14 +296,14 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-fn escaped(char: char) -> bool {
-    match char {
-        // By the standard.
-        '"' | '\\' | '\0'..='\u{1f}' => true,
-        // So that no page takes a name for markup, and no terminal for a command.
-        '\u{7f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => true,
-        _ => false,
-    }
+/// Whether a character that begins so may have to be escaped: some by the standard, the others so that no page takes a
+/// name for markup, and no terminal for a command.
+fn special(byte: u8) -> bool {
+    // Two that end lines in scripts begin with the last, as do many that do not.
+    matches!(
+        byte,
+        b'"' | b'\\' | 0..0x20 | 0x7f | b'<' | b'>' | b'&' | 0xe2
+    )
 }
 
 /// A number as JSON; null when it is none.
