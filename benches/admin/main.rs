@@ -6,6 +6,7 @@
     missing_docs,
     unreachable_pub,
     missing_debug_implementations,
+    clippy::type_complexity,
     dead_code
 )]
 

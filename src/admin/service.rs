@@ -88,13 +88,16 @@ impl AdminService {
 
 impl Shared {
     /// The page that is asked for, unless it may not be.
-    fn page(&self, req: &Parts) -> Result<(&'static Page, Ask), Response<AdminBody>> {
-        let caller = self.access.caller(req).map_err(misnamed)?;
+    fn page(&self, req: &Parts) -> Result<(&'static Page, Ask), Box<Response<AdminBody>>> {
+        let caller = self
+            .access
+            .caller(req)
+            .map_err(|error| Box::new(misnamed(error)))?;
         let wanted = req.uri.path();
         let Some((page, rest)) = path::find(wanted) else {
             let known = path::all().collect::<Vec<_>>().join(", ");
             let message = format!("there is no such path here; there are {known}\n");
-            return Err(refused(StatusCode::NOT_FOUND, message));
+            return Err(refused(StatusCode::NOT_FOUND, message).into());
         };
         if !page.allow.split(", ").any(|method| req.method == method) {
             let message = format!("only {} is answered here\n", page.allow);
@@ -102,15 +105,15 @@ impl Shared {
             refused
                 .headers_mut()
                 .insert(header::ALLOW, HeaderValue::from_static(page.allow));
-            return Err(refused);
+            return Err(refused.into());
         }
         if self.access.private && !page.open && !caller.trusted {
-            return Err(untrusted());
+            return Err(untrusted().into());
         }
         if page.own && !caller.own {
             let message =
                 "a page of another site asks for this; nothing but this endpoint's own may\n";
-            return Err(refused(StatusCode::FORBIDDEN, message));
+            return Err(refused(StatusCode::FORBIDDEN, message).into());
         }
         let ask = Ask {
             caller,
@@ -187,7 +190,7 @@ where
         let (parts, body) = req.into_parts();
         let (page, mut ask) = match self.0.page(&parts) {
             Ok(found) => found,
-            Err(refused) => return AdminFuture(State::Ready(Some(seal(refused)))),
+            Err(refused) => return AdminFuture(State::Ready(Some(seal(*refused)))),
         };
         if !matches!(parts.method, Method::PUT | Method::POST) {
             return AdminFuture(match (page.answer)(&self.0, ask) {

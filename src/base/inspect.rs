@@ -251,7 +251,7 @@ impl fmt::Display for Value {
                 f.write_str("[")?;
                 for (index, value) in entries.iter().enumerate() {
                     f.write_str(if index == 0 { "" } else { "," })?;
-                    value.fmt(f)?;
+                    fmt::Display::fmt(value, f)?;
                 }
                 f.write_str("]")
             }
@@ -261,7 +261,7 @@ impl fmt::Display for Value {
                     f.write_str(if index == 0 { "" } else { "," })?;
                     Quoted(key).fmt(f)?;
                     f.write_str(":")?;
-                    value.fmt(f)?;
+                    fmt::Display::fmt(value, f)?;
                 }
                 f.write_str("}")
             }

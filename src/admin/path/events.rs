@@ -10,7 +10,7 @@ pub(super) const PAGE: Page = Page {
     own: true,
     ..Page::get("/events", |shared, ask| {
         let token = shared.access.token.is_some();
-        let profile = super::profile::is_allowed(shared, &ask).is_ok();
+        let profile = super::profile::refusal(shared, &ask).is_none();
         let head = format!(
             "\"knobs\":{},\"token\":{token},\"profile\":{profile}",
             ask.caller.trusted

@@ -17,7 +17,7 @@ pub(super) const PAGE: Page = Page {
     allow: "GET",
     own: true,
     ..Page::get("/debug/profile", |shared, ask| {
-        if let Err(refused) = is_allowed(shared, &ask) {
+        if let Some(refused) = refusal(shared, &ask) {
             return refused.into();
         }
         let order = match Order::of(&ask.query) {
@@ -42,16 +42,16 @@ pub(super) const PAGE: Page = Page {
     })
 };
 
-/// A profile shows what runs, and taking one costs: with a token it is for who has it, without for this machine.
-pub(super) fn is_allowed(shared: &Shared, ask: &Ask) -> Result<(), Response<AdminBody>> {
+/// Why this caller gets none. A profile shows what runs, and taking one costs: with a token it is for who has it, without for this machine.
+pub(super) fn refusal(shared: &Shared, ask: &Ask) -> Option<Response<AdminBody>> {
     let local = ask.link.as_ref().is_some_and(|link| link.local);
     match (&shared.access.token, ask.caller.trusted) {
-        (Some(_), true) => Ok(()),
-        (Some(_), false) => Err(untrusted()),
-        (None, _) if local => Ok(()),
+        (Some(_), true) => None,
+        (Some(_), false) => Some(untrusted()),
+        (None, _) if local => None,
         (None, _) => {
             let message = "profiles are for loopback, or for who has the token; give the endpoint one by Admin::token\n";
-            Err(refused(StatusCode::FORBIDDEN, message))
+            Some(refused(StatusCode::FORBIDDEN, message))
         }
     }
 }

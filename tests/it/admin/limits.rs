@@ -1,5 +1,6 @@
 //! Those who are slow, large or many.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -125,6 +126,26 @@ async fn a_crowd_shuts_nobody_out() {
     assert_eq!(within(2, served.get("/healthz")).await.status, 200);
     for _ in 0..3 {
         within(5, events.expect("tick")).await;
+    }
+}
+
+#[tokio::test]
+async fn many_who_listen_may_come_at_once() {
+    let (flow, _) = loud(3, 5);
+    let served = Arc::new(serve(flow.admin()).await);
+    // As after a restart, when every page that was open comes again.
+    let coming: Vec<_> = (0..100)
+        .map(|_| {
+            let served = served.clone();
+            tokio::spawn(async move {
+                let mut events = served.events().await;
+                events.expect("state").await;
+                events.expect("tick").await;
+            })
+        })
+        .collect();
+    for come in coming {
+        within(20, come).await.unwrap();
     }
 }
 
