@@ -1,7 +1,1304 @@
-const out = document.getElementById("out");
-const events = new EventSource("events");
-for (const kind of ["state", "tick"]) {
-  events.addEventListener(kind, (event) => {
-    out.textContent = kind + " " + JSON.stringify(JSON.parse(event.data), null, 1);
+"use strict";
+// The live page. /events sends one `state`, which says what there is, and then a `tick` every second with the numbers.
+// Names are the traffic's own: they become text nodes and titles, never markup. The DOM is made when the state comes;
+// a tick only changes text and draws what can be seen.
+
+const SPAN = 300; // Seconds that are kept and drawn.
+const STALE = 5; // Seconds without a tick until the numbers are called old.
+const PARK = 60; // Seconds in a hidden tab until the stream is closed.
+
+const $ = (id) => document.getElementById(id);
+
+function el(tag, className, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children);
+  return node;
+}
+
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function attr(node, name, value) {
+  if (value === null || value === undefined) node.removeAttribute(name);
+  else if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+}
+
+// Controls in a name would let it pose as another: they are shown as what they are not.
+const plain = (text) => String(text).replace(/[\0-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, "\ufffd");
+
+// A name: on one line, whole in its title.
+function named(text) {
+  const node = el("span", "name", plain(text));
+  node.dir = "auto";
+  node.title = plain(text);
+  return node;
+}
+
+// What the page remembers from visit to visit; nothing where storage is refused.
+const memory = {
+  read(key) {
+    try {
+      return JSON.parse(localStorage.getItem("tower-flow." + key));
+    } catch {
+      return null;
+    }
+  },
+  write(key, value) {
+    try {
+      localStorage.setItem("tower-flow." + key, JSON.stringify(value));
+    } catch {
+      // Then it forgets.
+    }
+  },
+};
+
+// ===== numbers =====
+
+const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+
+function three(x) {
+  const size = Math.abs(x);
+  return size >= 99.95 ? grouped.format(x) : size >= 9.995 ? x.toFixed(1) : x.toFixed(2);
+}
+
+function scaled(x, steps) {
+  const size = Math.abs(x);
+  const [by, unit] = steps.find(([by]) => size >= by * 0.9995) ?? steps[steps.length - 1];
+  return [three(x / by), unit];
+}
+
+function amount(x) {
+  if (Number.isInteger(x) && Math.abs(x) < 10000) return grouped.format(x);
+  if (Math.abs(x) < 10000) return x > 0 && x < 0.005 ? "<0.01" : three(x);
+  return scaled(x, [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]).join("");
+}
+
+function percent(x) {
+  const p = x * 100;
+  if (p === 0) return "0";
+  if (p < 0.1) return "<0.1";
+  return p < 9.95 || (p >= 99.5 && p < 100) ? p.toFixed(1) : p.toFixed(0);
+}
+
+const TIMES = [[60, "min"], [1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]];
+const SIZES = [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]];
+
+// Each gives the figure and its unit.
+const UNITS = {
+  seconds: (x) => (x === 0 ? ["0", "ms"] : scaled(x, TIMES)),
+  share: (x) => [percent(x), "%"],
+  per_second: (x) => [amount(x), "/s"],
+  count: (x) => [amount(x), ""],
+  bytes: (x) => (x < 1 ? [x === 0 ? "0" : "<1", "B"] : scaled(x, SIZES)),
+  level: (x) => [amount(x), ""],
+};
+
+function show(unit, x) {
+  if (x === null || x === undefined) return "–";
+  const [figure, of] = (UNITS[unit] ?? UNITS.level)(x);
+  return of ? figure + "\u00a0" + of : figure;
+}
+
+function lasting(seconds) {
+  const s = Math.floor(seconds);
+  const [d, h, m] = [Math.floor(s / 86400), Math.floor(s / 3600) % 24, Math.floor(s / 60) % 60];
+  return d ? `${d} d ${h} h` : h ? `${h} h ${m} min` : m ? `${m} min ${s % 60} s` : `${s} s`;
+}
+
+const HOURS = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const clock = new Intl.DateTimeFormat(undefined, { ...HOURS, second: "2-digit" });
+const minute = new Intl.DateTimeFormat(undefined, HOURS);
+
+// ===== what came from the server =====
+
+const live = {
+  state: null,
+  shape: "",
+  t: [], // The time of each sample, in the server's seconds.
+  v: [], // Per measure, its samples.
+  of: [], // Per measure, what they are out of, such as a limit.
+  tables: new Map(), // "layer/table" to rows, and how many more there are.
+  knobs: new Map(), // "layer/knob" to its value.
+  stack: [],
+  hot: [],
+  ticks: 0,
+  heard: 0,
+};
+
+const layerOf = (id) => live.state.layers.find((layer) => layer.id === id);
+const newest = (list) => (list && list.length ? list[list.length - 1] : null);
+const measure = (layer, key) => live.state.measures.findIndex((m) => m.layer === layer && m.key === key);
+const title = (layer) => (layer.name && layer.name !== layer.kind ? `${layer.kind} · ${plain(layer.name)}` : layer.kind);
+
+function label(layer) {
+  const parts = [el("span", "kind", layer.kind)];
+  if (layer.name && layer.name !== layer.kind) parts.push(named(layer.name));
+  return el("span", "layer", ...parts);
+}
+
+function onState(data) {
+  live.state = data;
+  const { at, values, of } = data.history;
+  live.t = at.map((ago) => data.now + ago);
+  live.v = data.measures.map((_, i) => values[i] ?? []);
+  live.of = data.measures.map((_, i) => of?.[i] ?? live.t.map(() => null));
+  live.knobs.clear();
+  for (const layer of data.layers) {
+    layer.knobs.forEach((knob, i) => live.knobs.set(`${layer.id}/${i}`, knob.value));
+  }
+  live.ticks = 0;
+  // A stream that was opened again mostly tells of the same layers: what has the focus keeps it.
+  const layers = data.layers.map(({ knobs, ...rest }) => [rest, knobs.map((knob) => [knob.name, knob.help])]);
+  const shape = JSON.stringify([layers, data.measures]);
+  if (shape !== live.shape) {
+    live.shape = shape;
+    live.tables.clear();
+    build();
+  }
+  header();
+  locks();
+  refresh();
+}
+
+function onTick(data) {
+  const { t, v, of } = live;
+  // A clock that was set back would fold the charts.
+  if (t.length && data.now <= newest(t)) {
+    if (newest(t) - data.now < 0.5) drop(1, true);
+    else drop(t.length);
+  }
+  t.push(data.now);
+  v.forEach((list, i) => list.push(data.values[i] ?? null));
+  of.forEach((list, i) => list.push(data.of?.[i] ?? null));
+  let old = 0;
+  while (t[old] < data.now - SPAN - 2) old += 1;
+  drop(old);
+  for (const [layer, table, rows] of data.rows ?? []) {
+    live.tables.set(`${layer}/${table}`, { rows, more: 0 });
+  }
+  for (const [layer, table, more] of data.more ?? []) {
+    const shown = live.tables.get(`${layer}/${table}`);
+    if (shown) shown.more = more;
+  }
+  for (const [layer, knob, value] of data.knobs ?? []) live.knobs.set(`${layer}/${knob}`, value);
+  if (data.stack) live.stack = data.stack;
+  if (data.hot) live.hot = data.hot;
+  live.ticks += 1;
+  refresh();
+}
+
+function drop(count, last) {
+  if (!count) return;
+  for (const list of [live.t, ...live.v, ...live.of]) list.splice(last ? -count : 0, count);
+}
+
+// ===== drawing only what can be seen =====
+
+const parts = new Map(); // Root element to what draws it.
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      const part = parts.get(entry.target);
+      if (!part) continue;
+      part.seen = entry.isIntersecting;
+      if (part.seen && part.old) later();
+    }
+  },
+  { rootMargin: "150px" },
+);
+
+function part(root, draw) {
+  const made = { draw, seen: false, old: true, drawn: false };
+  parts.set(root, made);
+  watcher.observe(root);
+  return made;
+}
+
+function refresh() {
+  for (const part of parts.values()) part.old = true;
+  later();
+}
+
+let asked = false;
+function later() {
+  if (asked) return;
+  asked = true;
+  // No frames are asked for while the tab is hidden.
+  requestAnimationFrame(() => {
+    asked = false;
+    for (const part of parts.values()) {
+      // Once all have their size, so that nothing moves when one goes to them.
+      if (!part.old || (!part.seen && part.drawn)) continue;
+      part.old = false;
+      part.drawn = live.ticks > 0;
+      part.draw();
+    }
+    if (live.state) put($("uptime"), "up " + lasting(live.state.uptime + (newest(live.t) ?? live.state.now) - live.state.now));
   });
 }
+
+// ===== colours =====
+
+let colours = {};
+function palette() {
+  const probe = el("i");
+  document.body.append(probe);
+  colours = {};
+  for (const name of ["text", "muted", "line", "strong", "panel", "warn", "bad", "c1", "c2", "c3", "c4", "c5", "c6"]) {
+    probe.style.color = `var(--${name})`;
+    colours[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
+}
+
+// A canvas of as many pixels as the screen has there.
+function canvas(node) {
+  const { clientWidth: width, clientHeight: height } = node;
+  const ratio = window.devicePixelRatio || 1;
+  const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
+  if (node.width !== w || node.height !== h) [node.width, node.height] = [w, h];
+  const pen = node.getContext("2d");
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, width, height);
+  pen.lineJoin = pen.lineCap = "round";
+  return { pen, width, height };
+}
+
+// A line through the samples, broken where there are none; `fill` down to the given height.
+function trace(pen, samples, x, y, { colour, dash = [], width = 1.6, fill }) {
+  const { t } = live;
+  const gap = 2.5 * (live.state.period || 1);
+  const runs = [];
+  let run = null;
+  for (let i = 0; i < t.length; i += 1) {
+    const value = samples[i];
+    if (value === null || value === undefined) {
+      run = null;
+      continue;
+    }
+    if (!run || t[i] - t[i - 1] > gap) runs.push((run = []));
+    run.push([x(t[i]), y(value)]);
+  }
+  pen.strokeStyle = pen.fillStyle = colour;
+  pen.lineWidth = width;
+  pen.setLineDash(dash);
+  pen.lineCap = dash.length ? "butt" : "round";
+  for (const points of runs) {
+    if (points.length === 1) {
+      pen.beginPath();
+      pen.arc(...points[0], width, 0, 7);
+      pen.fill();
+      continue;
+    }
+    pen.beginPath();
+    points.forEach(([px, py]) => pen.lineTo(px, py));
+    pen.stroke();
+    if (fill === undefined) continue;
+    pen.lineTo(points[points.length - 1][0], fill);
+    pen.lineTo(points[0][0], fill);
+    pen.globalAlpha = 0.12;
+    pen.fill();
+    pen.globalAlpha = 1;
+  }
+  pen.setLineDash([]);
+}
+
+// ===== which layer a tile or a chart is of =====
+
+// The one with data, and of those the one with a limit, unless somebody chose.
+function picker(id, what, layers, key, changed) {
+  const saved = memory.read("pick") ?? {};
+  const wanted = layers.find((layer) => title(layer) === saved[id]);
+  const pick = { layer: wanted ?? layers[0], chosen: Boolean(wanted), node: null };
+  if (layers.length === 1) {
+    pick.node = label(layers[0]);
+    pick.node.classList.add("of");
+    pick.settle = () => {};
+    return pick;
+  }
+  const select = el("select", "pick");
+  select.setAttribute("aria-label", `${what}: which layer`);
+  layers.forEach((layer, i) => {
+    const text = title(layer);
+    const option = el("option", "", text.length > 60 ? text.slice(0, 59) + "…" : text);
+    option.value = i;
+    select.append(option);
+  });
+  const choose = (layer) => {
+    pick.layer = layer;
+    select.value = layers.indexOf(layer);
+    select.title = title(layer);
+  };
+  select.addEventListener("change", () => {
+    pick.chosen = true;
+    choose(layers[select.value]);
+    memory.write("pick", { ...memory.read("pick"), [id]: title(pick.layer) });
+    changed();
+  });
+  const score = (layer) => {
+    const i = measure(layer.id, key);
+    return i < 0 ? -1 : (live.v[i].some((value) => value) ? 1 : 0) + (newest(live.of[i]) === null ? 0 : 2);
+  };
+  pick.settle = () => {
+    if (pick.chosen) return;
+    let best = pick.layer;
+    for (const layer of layers) if (score(layer) > score(best)) best = layer;
+    if (best !== pick.layer) {
+      choose(best);
+      changed();
+    }
+  };
+  choose(pick.layer);
+  pick.node = select;
+  return pick;
+}
+
+// ===== tiles =====
+
+const above = (warn, bad, words) => (x) => (x > bad ? ["bad", words[1]] : x > warn ? ["warn", words[0]] : null);
+const TILES = [
+  { key: "requests", title: "Requests" },
+  { key: "errors", title: "Errors", flag: above(0.01, 0.05, ["raised", "high"]), colour: "c6" },
+  { key: "p99", title: "Latency, p99", also: [["p50", "p50"], ["p95", "p95"]], colour: "c3" },
+  { key: "in_flight", title: "In flight", also: [["waiting", "waiting"]], gauge: true },
+  { key: "shed", title: "Refused", flag: above(0, 0.1, ["refusing", "refusing"]), colour: "c6" },
+  { key: "open", title: "Connections", word: "open", also: [["idle", "idle"], ["waiting_for_connection", "waiting"]], colour: "c4" },
+  { key: "saved", title: "Calls saved", colour: "c4" },
+  { key: "batch_size", title: "Batch size", word: "items", colour: "c5" },
+  { key: "cpu", title: "CPU", also: [["run_queue", "waits for a core"]], flag: above(0.85, 0.95, ["busy", "full"]), top: 1 },
+  { key: "scheduler", title: "Scheduler", word: "% busy", also: [["wake_delay", "wakes late by"]], flag: above(0.85, 0.95, ["busy", "full"]), top: 1, colour: "c5" },
+];
+
+function buildTiles() {
+  const { measures } = live.state;
+  const told = new Set();
+  const make = (def) => {
+    const layers = measures.filter((m) => m.key === def.key && !told.has(m)).map((m) => layerOf(m.layer));
+    if (!layers.length) return;
+    for (const m of measures) {
+      const beside = (def.also ?? []).some(([key]) => key === m.key);
+      if (m.key === def.key || (beside && layers.some((layer) => layer.id === m.layer))) told.add(m);
+    }
+    $("tiles").append(tile(def, layers));
+  };
+  TILES.forEach(make);
+  // What no tile knows has its own.
+  for (const m of measures) {
+    if (!told.has(m)) make({ key: m.key, title: m.label.charAt(0).toUpperCase() + m.label.slice(1) });
+  }
+}
+
+function tile(def, layers) {
+  const unit = live.state.measures[measure(layers[0].id, def.key)].unit;
+  const root = el("article", "panel tile");
+  const heading = el("h3", "", def.title);
+  const figure = el("b", "", "–");
+  const of = el("span", "unit");
+  const flag = el("span", "flag");
+  const also = el("p", "also");
+  const spark = el("canvas", "spark");
+  spark.setAttribute("aria-hidden", "true");
+  const gauge = def.gauge ? el("div", "gauge", el("i")) : null;
+  const me = part(root, () => draw());
+  const pick = picker("tile." + def.key, def.title, layers, def.key, () => {
+    me.old = true;
+    later();
+  });
+  root.setAttribute("aria-label", def.title);
+  root.dataset.key = def.key;
+  root.append(el("div", "tile-head", heading, pick.node), el("p", "figure", figure, of, flag), also, ...(gauge ? [gauge] : []), spark);
+
+  const notes = new Map();
+  const note = (name, text) => {
+    let line = notes.get(name);
+    if (!line) {
+      line = el("b");
+      notes.set(name, line);
+      also.append(el("span", "", name + " ", line));
+    }
+    put(line, text);
+    line.parentNode.hidden = text === null;
+  };
+
+  function draw() {
+    pick.settle();
+    const i = measure(pick.layer.id, def.key);
+    const value = newest(live.v[i]);
+    const limit = newest(live.of[i]);
+    const [text, its] = value === null ? ["–", ""] : UNITS[unit]?.(value) ?? UNITS.level(value);
+    put(figure, text);
+    put(of, value === null ? "" : def.word ?? its);
+    if (gauge) {
+      gauge.hidden = limit === null;
+      gauge.firstChild.style.transform = `scaleX(${limit ? Math.min(1, value / limit) : 0})`;
+      put(of, limit === null ? "" : "of " + amount(limit));
+    }
+    let level = value === null ? null : def.flag?.(value) ?? null;
+    if (def.gauge && limit !== null && value >= limit) level = ["warn", "at limit"];
+    attr(root, "data-level", level ? level[0] : null);
+    put(flag, level ? level[1] : "");
+    for (const [key, name] of def.also ?? []) {
+      const at = measure(pick.layer.id, key);
+      note(name, at < 0 ? null : show(live.state.measures[at].unit, newest(live.v[at])));
+    }
+    sparkline(live.v[i], unit, level);
+  }
+
+  function sparkline(samples, unit, level) {
+    const { pen, width, height } = canvas(spark);
+    const now = newest(live.t);
+    if (!now) return;
+    const least = def.top ?? (unit === "share" ? 0.01 : unit === "level" ? 1 : 0);
+    const top = samples.reduce((top, value) => (value > top ? value : top), least) || 1;
+    const x = (t) => width - ((now - t) / SPAN) * width;
+    const y = (value) => height - 1 - (value / top) * (height - 8);
+    const colour = level ? colours[level[0]] : colours[def.colour ?? "c1"];
+    trace(pen, samples, x, y, { colour, width: 1.5, fill: height });
+  }
+  return root;
+}
+
+// ===== charts =====
+
+const CHARTS = [
+  { id: "latency", title: "Latency", unit: "seconds", lines: [["p50", "p50"], ["p95", "p95"], ["p99", "p99"]] },
+  { id: "requests", title: "Requests", unit: "per_second", lines: [["requests", "requests"], ["failed", "failed"]] },
+  { id: "in_flight", title: "In flight", unit: "level", lines: [["in_flight", "in flight"], ["limit", "limit"], ["waiting", "waiting"]] },
+  { id: "shed", title: "Refused", unit: "share", lines: [["shed", "refused"]], all: true },
+  { id: "open", title: "Connections", unit: "level", lines: [["open", "open"], ["idle", "idle"], ["waiting_for_connection", "waiting for one"]] },
+  { id: "saved", title: "Calls saved", unit: "share", lines: [["saved", "saved"]], all: true },
+  { id: "batch_size", title: "Items in a batch", unit: "level", lines: [["batch_size", "items"]], all: true },
+  { id: "cpu", title: "CPU and scheduler", unit: "share", lines: [["cpu", "CPU"], ["scheduler", "scheduler busy"], ["run_queue", "waits for a core"]], all: true },
+  { id: "wake_delay", title: "Wake-up delay", unit: "seconds", lines: [["wake_delay", "delay"]], all: true },
+];
+// What is worked out of two measures.
+const DERIVED = {
+  limit: (layer) => {
+    const i = measure(layer, "in_flight");
+    return i < 0 || live.of[i].every((value) => value === null) ? null : live.of[i];
+  },
+  failed: (layer) => {
+    const [all, share] = [live.v[measure(layer, "requests")], live.v[measure(layer, "errors")]];
+    return all && share ? all.map((value, i) => (value === null || share[i] === null ? null : value * share[i])) : null;
+  },
+};
+const LINES = [["c1", []], ["c2", [9, 3]], ["c3", [3, 2]], ["c4", []], ["c5", [9, 3]], ["c6", [3, 2]]];
+
+let cursor = null; // How many seconds before the newest sample one looks; the same in all charts.
+
+function samples(layer, key) {
+  return DERIVED[key] ? DERIVED[key](layer) : live.v[measure(layer, key)] ?? null;
+}
+
+function buildCharts() {
+  const told = new Set(["errors"]);
+  const make = (def) => {
+    const { measures, layers } = live.state;
+    const keys = def.lines.map(([key]) => key);
+    keys.forEach((key) => told.add(key));
+    const on = layers.filter((layer) => measures.some((m) => m.layer === layer.id && keys.includes(m.key)));
+    if (on.length) $("charts").append(chart(def, on));
+  };
+  CHARTS.forEach(make);
+  for (const m of live.state.measures) {
+    if (!told.has(m.key)) make({ id: m.key, title: m.label, unit: m.unit, lines: [[m.key, m.label]], all: true });
+  }
+}
+
+function chart(def, layers) {
+  const root = el("article", "panel chart");
+  const legend = el("div", "legend");
+  const surface = el("canvas");
+  const plot = el("div", "plot", surface);
+  const me = part(root, () => draw());
+  const again = () => {
+    me.old = true;
+    later();
+  };
+  // A few layers go side by side where there is but one line of each.
+  const together = def.all && layers.length * def.lines.length <= LINES.length;
+  const pick = together ? null : picker("chart." + def.id, def.title, layers, def.lines[0][0], () => again());
+  const head = el("div", "chart-head", el("h3", "", def.title));
+  if (pick) head.append(pick.node);
+  else if (layers.length === 1) head.append(Object.assign(label(layers[0]), { className: "layer of" }));
+  root.append(head, legend, plot);
+  root.dataset.chart = def.id;
+  plot.tabIndex = 0;
+  plot.setAttribute("role", "slider");
+  plot.setAttribute("aria-label", `${def.title}: a time in the last 5 minutes`);
+  plot.setAttribute("aria-valuemin", -SPAN);
+  plot.setAttribute("aria-valuemax", 0);
+  new ResizeObserver(again).observe(plot);
+
+  let box = { left: 0, width: 1 };
+  const rows = []; // One per line: layer, key, its button, whether it is off.
+  const off = new Set();
+  function lines() {
+    const from = pick ? [pick.layer] : layers;
+    const found = from.flatMap((layer) => def.lines.map(([key, name]) => ({ layer, key, name, data: samples(layer.id, key) })));
+    // Layers that share a line's name are told apart by their own.
+    const several = (name) => found.filter((line) => line.name === name && line.data).length > 1;
+    return found.map((line) => ({ ...line, name: several(line.name) ? title(line.layer) : line.name }));
+  }
+  function entry(n, line) {
+    if (!rows[n]) {
+      const swatch = el("i", "swatch");
+      const name = named("");
+      const value = el("b");
+      const button = el("button", "", swatch, name, value);
+      button.type = "button";
+      button.addEventListener("click", () => {
+        if (off.has(rows[n].name)) off.delete(rows[n].name);
+        else off.add(rows[n].name);
+        again();
+      });
+      legend.append(button);
+      rows[n] = { button, swatch, label: name, value, name: "" };
+    }
+    const row = rows[n];
+    if (row.name !== line.name) {
+      row.name = line.name;
+      put(row.label, line.name);
+      row.label.title = line.name;
+    }
+    const [colour, dash] = LINES[n % LINES.length];
+    row.swatch.style.borderTopColor = `var(--${colour})`;
+    row.swatch.style.borderTopStyle = dash.length === 0 ? "solid" : dash[0] > 3 ? "dashed" : "dotted";
+    row.button.hidden = !line.data;
+    attr(row.button, "aria-pressed", String(!off.has(line.name)));
+    return row;
+  }
+
+  function draw() {
+    pick?.settle();
+    const { pen, width, height } = canvas(surface);
+    const now = newest(live.t);
+    const all = lines();
+    const index = at();
+    const shown = [];
+    all.forEach((line, n) => {
+      const row = entry(n, line);
+      if (!line.data) return;
+      put(row.value, show(def.unit, line.data[index]));
+      if (!off.has(line.name)) shown.push({ ...line, colour: colours[LINES[n % LINES.length][0]], dash: LINES[n % LINES.length][1] });
+    });
+    for (const row of rows.slice(all.length)) row.button.hidden = true;
+    if (now) attr(plot, "aria-valuenow", String(Math.round((live.t[index] ?? now) - now)));
+    if (!now || !width) return;
+
+    const largest = Math.max(...shown.map((line) => line.data.reduce((most, value) => (value > most ? value : most), 0)), 0);
+    const { ticks, top } = scale(largest, def.unit);
+    pen.font = "11px " + getComputedStyle(document.documentElement).fontFamily;
+    const words = axis(ticks, def.unit);
+    const left = Math.max(30, Math.ceil(Math.max(...words.map((word) => pen.measureText(word).width))) + 10);
+    const [right, head, foot] = [width - 6, 8, height - 22];
+    box = { left, width: right - left };
+    const x = (t) => right - ((now - t) / SPAN) * box.width;
+    const y = (value) => foot - (value / top) * (foot - head);
+
+    pen.lineWidth = 1;
+    pen.textBaseline = "middle";
+    pen.textAlign = "right";
+    ticks.forEach((tick, i) => {
+      const at = Math.round(y(tick)) + 0.5;
+      pen.strokeStyle = i === 0 ? colours.strong : colours.line;
+      pen.beginPath();
+      pen.moveTo(left, at);
+      pen.lineTo(right, at);
+      pen.stroke();
+      pen.fillStyle = colours.muted;
+      pen.fillText(words[i], left - 8, at);
+    });
+    pen.textAlign = "center";
+    pen.textBaseline = "alphabetic";
+    const room = pen.measureText(minute.format(0)).width + 14;
+    const step = 60 * Math.ceil(room / ((60 / SPAN) * box.width));
+    for (let t = Math.ceil((now - SPAN) / step) * step; t <= now; t += step) {
+      const text = minute.format(t * 1000);
+      const half = pen.measureText(text).width / 2;
+      const at = Math.round(x(t)) + 0.5;
+      pen.strokeStyle = colours.line;
+      pen.beginPath();
+      pen.moveTo(at, foot);
+      pen.lineTo(at, foot + 4);
+      pen.stroke();
+      if (at - half >= left - 4 && at + half <= width && (cursor === null || Math.abs(x(live.t[index]) - at) > 60)) pen.fillText(text, at, height - 5);
+    }
+
+    pen.save();
+    pen.beginPath();
+    pen.rect(left, 0, box.width + 6, height);
+    pen.clip();
+    for (const line of shown) {
+      trace(pen, line.data, x, y, { colour: line.colour, dash: line.dash, fill: shown.length === 1 ? foot : undefined });
+    }
+    pen.restore();
+
+    if (cursor === null || live.t[index] === undefined) return;
+    const here = Math.round(x(live.t[index])) + 0.5;
+    pen.strokeStyle = colours.strong;
+    pen.lineWidth = 1;
+    pen.beginPath();
+    pen.moveTo(here, head);
+    pen.lineTo(here, foot);
+    pen.stroke();
+    for (const line of shown) {
+      const value = line.data[index];
+      if (value === null || value === undefined) continue;
+      pen.fillStyle = line.colour;
+      pen.strokeStyle = colours.panel;
+      pen.lineWidth = 2;
+      pen.beginPath();
+      pen.arc(here, y(value), 4.5, 0, 7);
+      pen.fill();
+      pen.stroke();
+    }
+    const text = clock.format(live.t[index] * 1000);
+    const half = pen.measureText(text).width / 2 + 6;
+    const middle = Math.min(Math.max(here, left + half), width - half);
+    pen.fillStyle = colours.text;
+    pen.beginPath();
+    pen.roundRect(middle - half, height - 18, half * 2, 18, 4);
+    pen.fill();
+    pen.fillStyle = colours.panel;
+    pen.fillText(text, middle, height - 5);
+  }
+
+  const point = (event) => {
+    const share = (event.clientX - plot.getBoundingClientRect().left - box.left) / box.width;
+    look(SPAN * (1 - Math.min(1, Math.max(0, share))));
+  };
+  plot.addEventListener("pointerdown", point);
+  plot.addEventListener("pointermove", point);
+  plot.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && look(null));
+  plot.addEventListener("blur", () => look(null));
+  plot.addEventListener("keydown", (event) => {
+    const now = cursor ?? 0;
+    const to = { ArrowLeft: now + 1, ArrowRight: now - 1, PageUp: now - 30, PageDown: now + 30, Home: SPAN, End: 0, Escape: null }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    look(to === null ? null : Math.min(SPAN, Math.max(0, to)));
+    const index = at();
+    const said = lines().filter((line) => line.data && !off.has(line.name)).map((line) => `${line.name} ${show(def.unit, line.data[index])}`);
+    const text = live.t[index] === undefined ? "" : `${clock.format(live.t[index] * 1000)}: ${said.join(", ")}`;
+    attr(plot, "aria-valuetext", to === null ? null : text);
+  });
+  return root;
+}
+
+// The sample one looks at: the newest unless there is a cursor.
+function at() {
+  const { t } = live;
+  if (cursor === null || !t.length) return t.length - 1;
+  const wanted = newest(t) - cursor;
+  let [low, high] = [0, t.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (t[middle] <= wanted) low = middle;
+    else high = middle;
+  }
+  return wanted - t[low] < t[high] - wanted ? low : high;
+}
+
+function look(ago) {
+  if (ago === cursor) return;
+  cursor = ago;
+  for (const [root, part] of parts) if (root.dataset.chart) part.old = true;
+  later();
+}
+
+// Four or five round ticks from 0 on, of which the last is above all.
+function scale(largest, unit) {
+  const least = unit === "share" ? 0.01 : unit === "level" ? 4 : unit === "per_second" ? 1 : 1e-6;
+  const most = Math.max(largest * 1.04, least);
+  const raw = most / 4;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw * 0.999 && (unit !== "level" || n >= 1)) ?? raw;
+  const count = Math.ceil(most / step - 0.001);
+  const ticks = Array.from({ length: count + 1 }, (_, i) => i * step).filter((tick) => unit !== "share" || tick < 1.001);
+  return { ticks, top: unit === "share" ? Math.min(count * step, 1.02) : count * step };
+}
+
+// The ticks in words, all in the unit of the last.
+function axis(ticks, unit) {
+  const top = ticks[ticks.length - 1];
+  const places = (by) => {
+    const step = (ticks[1] ?? 1) / by;
+    for (let n = 0; n < 3; n += 1) if (Math.abs(step * 10 ** n - Math.round(step * 10 ** n)) < 1e-6) return n;
+    return 3;
+  };
+  const write = (by, of) => ticks.map((tick) => (tick === 0 ? "0" : tick / by >= 1000 ? grouped.format(tick / by) + of : (tick / by).toFixed(places(by)) + of));
+  if (unit === "share") return write(0.01, "\u00a0%");
+  if (unit === "seconds") {
+    const [by, of] = TIMES.find(([by]) => top >= by) ?? [1e-9, "ns"];
+    return write(by, "\u00a0" + of);
+  }
+  const [by, of] = [[1e9, "G"], [1e6, "M"], [1e4, "k"]].find(([by]) => top >= by) ?? [1, ""];
+  return write(of === "k" ? 1e3 : by, of + (unit === "per_second" ? "/s" : ""));
+}
+
+// ===== tables =====
+
+// A cell's number: [per second, total], or a number.
+const figure = (cell) => (Array.isArray(cell) ? cell[0] : cell);
+
+function table(columns, caption) {
+  const body = el("tbody");
+  const heads = columns.map(([name, unit], i) => {
+    const button = el("button", "", name);
+    button.type = "button";
+    const th = el("th", unit === "text" ? "text" : "", button);
+    th.scope = "col";
+    button.addEventListener("click", () => order(i));
+    return th;
+  });
+  const grid = el("table", "", el("caption", "unseen", caption), el("thead", "", el("tr", "", ...heads)), body);
+  const scroll = el("div", "scroll", grid);
+  scroll.tabIndex = 0;
+  scroll.setAttribute("role", "region");
+  scroll.setAttribute("aria-label", caption);
+  const filter = el("input");
+  filter.type = "search";
+  filter.placeholder = "Filter";
+  filter.setAttribute("aria-label", "Filter " + caption);
+  const counted = el("span", "rows");
+  const more = el("p", "more");
+  const nothing = el("p", "nothing", "Nothing yet.");
+  const made = { scroll, filter, counted, more, nothing, set, root: null };
+
+  let sort = null; // Column, and 1 for ascending or -1.
+  let held = false;
+  let last = { rows: [], more: 0 };
+  let ranks = new Map();
+  const slots = [];
+  const texts = columns.map((column, i) => (column[1] === "text" ? i : -1)).filter((i) => i >= 0);
+  const nameOf = (row) => texts.map((i) => row[i]).join("\0");
+
+  filter.addEventListener("input", () => set(last));
+  // Rows do not run away from under a pointer.
+  body.addEventListener("pointerenter", (event) => (held = event.pointerType === "mouse"));
+  body.addEventListener("pointerleave", () => (held = false));
+
+  // First click: the largest on top, or A to Z; then the other way; then as the server has it.
+  function order(column) {
+    const first = columns[column][1] === "text" ? 1 : -1;
+    if (sort?.column !== column) sort = { column, way: first };
+    else sort = sort.way === first ? { column, way: -first } : null;
+    heads.forEach((th, i) => attr(th, "aria-sort", sort?.column === i ? (sort.way > 0 ? "ascending" : "descending") : null));
+    ranks.clear();
+    set(last);
+  }
+
+  function compare(a, b) {
+    const [x, y] = [figure(a[sort.column]), figure(b[sort.column])];
+    if (x === null || y === null) return (x === null) - (y === null);
+    const by = typeof x === "string" ? x.localeCompare(y) : x - y || (a[sort.column]?.[1] ?? 0) - (b[sort.column]?.[1] ?? 0);
+    return by * sort.way;
+  }
+
+  function set(data) {
+    last = data;
+    const wanted = filter.value.trim().toLowerCase();
+    let rows = wanted ? data.rows.filter((row) => texts.some((i) => String(row[i]).toLowerCase().includes(wanted))) : data.rows.slice();
+    if (sort) rows.sort(compare);
+    if (held && ranks.size) {
+      const rank = (row) => ranks.get(nameOf(row)) ?? Infinity;
+      rows = rows.map((row, i) => [rank(row), i, row]).sort((a, b) => a[0] - b[0] || a[1] - b[1]).map(([, , row]) => row);
+    }
+    ranks = new Map(rows.map((row, i) => [nameOf(row), i]));
+    rows.forEach((row, i) => fill(slots[i] ?? slot(), row));
+    while (slots.length > rows.length) slots.pop().tr.remove();
+    const total = data.rows.length + data.more;
+    put(counted, wanted ? `${rows.length} of ${total}` : total === 1 ? "1 row" : `${amount(total)} rows`);
+    filter.hidden = filter.hidden && total <= 5;
+    more.hidden = !data.more;
+    put(more, `${amount(data.more)} more rows; the busiest ${data.rows.length} are shown.`);
+    nothing.hidden = rows.length > 0;
+    put(nothing, wanted && total ? "No row has this in its name." : "Nothing yet.");
+    scroll.hidden = total === 0;
+  }
+  filter.hidden = true;
+
+  function slot() {
+    const cells = columns.map(([, unit]) => {
+      const main = el("span");
+      const td = el("td", unit === "text" ? "text" : "", main);
+      const cell = { td, main, total: null, bar: null };
+      if (unit === "count" || unit === "bytes") td.append((cell.total = el("span", "total")));
+      if (unit === "share") {
+        cell.bar = el("i");
+        const meter = el("span", "meter", cell.bar);
+        meter.setAttribute("aria-hidden", "true");
+        td.prepend(meter);
+      }
+      if (unit === "text") main.dir = "auto";
+      return cell;
+    });
+    const made = { tr: el("tr", "", ...cells.map((cell) => cell.td)), cells };
+    slots.push(made);
+    body.append(made.tr);
+    return made;
+  }
+
+  function fill(slot, row) {
+    columns.forEach(([, unit], i) => {
+      const { td, main, total, bar } = slot.cells[i];
+      const value = row[i];
+      if (unit === "text") {
+        const text = value === null ? "–" : plain(value);
+        put(main, text);
+        attr(td, "title", text);
+        return;
+      }
+      const number = figure(value);
+      const pair = Array.isArray(value);
+      put(main, pair && number !== null ? show(unit, number) + "/s" : show(unit, number));
+      attr(main, "class", number === 0 || number === null ? "zero" : "");
+      if (total) {
+        put(total, pair ? show(unit, value[1]) : "");
+        attr(td, "title", pair ? `${show(unit, value[1])} in all` : null);
+      }
+      if (bar) bar.style.transform = `scaleX(${Math.min(1, number ?? 0)})`;
+    });
+  }
+  return made;
+}
+
+// A table in its panel.
+function framed(columns, heading, layer) {
+  const made = table(columns, layer ? `${heading} of ${title(layer)}` : heading);
+  const head = el("div", "table-head", el("h3", "", heading));
+  if (layer) head.append(label(layer));
+  head.append(made.counted, made.filter);
+  made.root = el("article", "panel table", head, made.nothing, made.scroll, made.more);
+  return made;
+}
+
+function buildTables() {
+  for (const layer of live.state.layers) {
+    layer.tables.forEach(({ title: heading, columns }, i) => {
+      const made = framed(columns, heading, layer);
+      if (columns.length > 5) made.root.classList.add("wide");
+      part(made.root, () => made.set(live.tables.get(`${layer.id}/${i}`) ?? { rows: [], more: 0 }));
+      $("tables-body").append(made.root);
+    });
+  }
+  $("tables").hidden = !$("tables-body").firstChild;
+}
+
+const HOT = [["layer", "text"], ["route", "text"], ["stage", "text"], ["polls", "level"], ["busy", "seconds"], ["of the process", "share"], ["longest", "seconds"], ["slow", "level"]];
+
+function buildHot() {
+  const made = framed(HOT, "Busiest", null);
+  part(made.root, () => made.set({ rows: live.hot, more: 0 }));
+  $("hot-body").append(made.root);
+}
+
+// ===== the stack =====
+
+function buildStack() {
+  const body = $("stack-body");
+  let drawn = "";
+  let boxes = new Map(); // Layer to what changes in its box.
+  part(body, () => {
+    const known = live.stack.filter(([id]) => layerOf(id));
+    const called = known.filter(([, , , sampled]) => sampled > 0);
+    const seen = new Map(called.map((entry) => [entry[0], entry]));
+    const shape = JSON.stringify(called.map(([id, , inside]) => [id, inside]));
+    if (shape !== drawn) {
+      drawn = shape;
+      boxes = new Map();
+      body.replaceChildren(...paint(seen, boxes));
+    }
+    for (const [id, box] of boxes) {
+      const [, cost, , sampled] = seen.get(id);
+      const whole = box.chain.reduce((sum, other) => sum + seen.get(other)[1], 0);
+      const share = whole ? cost / whole : 0;
+      put(box.price, show("seconds", cost / 1e9));
+      box.price.title = `${amount(sampled)} calls looked at`;
+      put(box.percent, show("share", share));
+      box.bar.style.transform = `scaleX(${share})`;
+      box.root.style.setProperty("--tint", `${Math.round(share * 14)}%`);
+      if (box.total) put(box.total, show("seconds", whole / 1e9) + " per call");
+    }
+  });
+}
+
+function paint(seen, boxes) {
+  const nodes = [];
+  // Where the layer round it is unknown or was not called, a layer is an outermost one.
+  const outer = (id) => (seen.has(seen.get(id)[2]) ? seen.get(id)[2] : null);
+  const ids = [...seen.keys()];
+  const placed = new Set();
+  const box = (id, chain) => {
+    placed.add(id);
+    chain.push(id);
+    const layer = layerOf(id);
+    const made = { chain, price: el("span", "price"), percent: el("span"), bar: el("i"), root: el("div", "box"), total: null };
+    const { className, childNodes } = label(layer);
+    made.root.append(
+      el("div", "box-head", Object.assign(el("span", className), { dir: "auto" }), made.price),
+      el("div", "share-line", el("div", "share", made.bar), made.percent),
+    );
+    made.root.querySelector(".layer").append(...childNodes);
+    boxes.set(id, made);
+    const within = ids.filter((other) => !placed.has(other) && outer(other) === id);
+    for (const other of within) made.root.append(box(other, chain));
+    if (!within.length) made.root.append(el("p", "inner", "your own code"));
+    return made.root;
+  };
+  const chains = el("div", "chains");
+  const firsts = ids.filter((id) => outer(id) === null);
+  const start = (id) => {
+    const cost = el("p", "cost", firsts.length > 1 ? `tower-flow costs you, on calls through ${plain(layerOf(id).name)}` : "tower-flow costs you");
+    const total = el("b");
+    cost.append(total);
+    const column = el("div", "chain", cost, box(id, []));
+    boxes.get(id).total = total;
+    chains.append(column);
+  };
+  firsts.forEach(start);
+  // Layers that call each other in a ring have no outermost one.
+  ids.filter((id) => !placed.has(id)).forEach((id) => placed.has(id) || start(id));
+  if (ids.length) nodes.push(chains);
+  else nodes.push(el("p", "nothing", "No call went through a layer yet."));
+  const others = live.state.layers.filter((layer) => !seen.has(layer.id));
+  if (others.length) {
+    nodes.push(el("div", "apart", "Attached, with no call seen", el("ul", "", ...others.map((layer) => el("li", "layer", ...label(layer).childNodes)))));
+  }
+  return nodes;
+}
+
+// ===== knobs =====
+
+const controls = [];
+
+function buildKnobs() {
+  controls.length = 0;
+  const groups = el("div", "knob-groups");
+  for (const layer of live.state.layers) {
+    if (!layer.knobs.length) continue;
+    const heading = el("h3", "", label(layer));
+    const group = el("div", "panel knob-group", heading);
+    layer.knobs.forEach((knob, i) => group.append(control(layer, knob, `${layer.id}/${i}`)));
+    groups.append(group);
+  }
+  const why = el("p");
+  const button = el("button", "button", "Unlock");
+  button.type = "button";
+  button.addEventListener("click", unlock);
+  const locked = el("div", "panel locked", why, button);
+  locked.id = "locked";
+  why.id = "why-locked";
+  $("knobs-body").replaceChildren(locked, groups);
+  $("knobs").hidden = !groups.firstChild;
+  part(groups, () => controls.forEach((control) => control.draw()));
+}
+
+function control(layer, knob, key) {
+  const id = "knob-" + key.replace("/", "-");
+  const words = knob.name.replaceAll("_", " ");
+  const flag = typeof knob.value === "boolean";
+  const text = typeof knob.value === "string";
+  const fault = el("p", "fault");
+  fault.setAttribute("aria-live", "polite");
+  const help = el("p", "help", knob.help);
+  help.id = id + "-help";
+  const name = el("label", "", words);
+  const around = el("div", "control");
+  const input = el(flag ? "button" : "input", flag ? "switch" : "");
+  const root = el("div", "knob", name, help, around, fault);
+  root.dataset.knob = `${layer.name}/${knob.name}`;
+  input.id = id;
+  name.htmlFor = id;
+  input.setAttribute("aria-describedby", help.id + " why-locked");
+  // What was asked for is shown until the server had time to say what came of it.
+  let wanted = null;
+  const now = () => (wanted && live.ticks < wanted.until ? wanted.value : live.knobs.get(key));
+
+  async function turn(value) {
+    wanted = { value, until: Infinity };
+    say("");
+    draw();
+    const mine = wanted;
+    try {
+      const answer = await fetch(`/knobs/${layer.id}/${encodeURIComponent(knob.name)}`, {
+        method: "PUT",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify(value),
+      });
+      if (mine !== wanted) return;
+      if (answer.ok) {
+        wanted.until = live.ticks + 2;
+        say("Set.", true);
+      } else {
+        wanted = null;
+        const why = (await answer.text()).trim().slice(0, 300);
+        say(why || `Refused with status ${answer.status}.`);
+      }
+    } catch {
+      if (mine !== wanted) return;
+      wanted = null;
+      say("The server does not answer; nothing was changed.");
+    }
+    draw();
+  }
+  let calm = 0;
+  function say(words, done = false) {
+    put(fault, words);
+    fault.classList.toggle("done", done);
+    clearTimeout(calm);
+    if (done) calm = setTimeout(() => put(fault, ""), 3000);
+  }
+
+  let draw;
+  if (flag) {
+    input.type = "button";
+    input.setAttribute("role", "switch");
+    const word = el("span", "state");
+    word.setAttribute("aria-hidden", "true");
+    around.append(word, input);
+    input.addEventListener("click", () => turn(now() !== true));
+    draw = () => {
+      input.disabled = !live.state.knobs;
+      attr(input, "aria-checked", String(now() === true));
+      put(word, now() === true ? "on" : "off");
+    };
+  } else {
+    input.type = text ? "text" : "number";
+    input.autocomplete = "off";
+    if (!text) Object.assign(input, { step: "any", inputMode: "decimal" });
+    const set = el("button", "button", "Set");
+    const auto = el("button", "button", "Auto");
+    set.type = auto.type = "button";
+    set.setAttribute("aria-label", `Set ${words}`);
+    auto.setAttribute("aria-label", `Leave ${words} to the program`);
+    around.append(input, set, auto);
+    const nullable = () => !text && (knob.null === true || live.knobs.get(key) === null || /\bnull\b/.test(knob.help));
+    let edited = false;
+    const apply = () => {
+      if (input.validity.badInput || (!text && input.value.trim() === "" && !nullable())) return say("A number is needed.");
+      edited = false;
+      turn(text ? input.value : input.value.trim() === "" ? null : Number(input.value));
+    };
+    input.addEventListener("input", () => {
+      edited = true;
+      draw();
+    });
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") apply();
+      if (event.key === "Escape") {
+        edited = false;
+        say("");
+        draw();
+      }
+    });
+    set.addEventListener("click", apply);
+    auto.addEventListener("click", () => {
+      edited = false;
+      turn(null);
+    });
+    draw = () => {
+      const value = now();
+      const shown = value === null || value === undefined ? "" : String(value);
+      // What somebody is writing stays.
+      if (!edited && input.value !== shown) input.value = shown;
+      attr(input, "placeholder", value === null ? "auto" : "");
+      input.disabled = auto.disabled = !live.state.knobs;
+      auto.hidden = !nullable() || (value === null && !edited);
+      set.disabled = !live.state.knobs || !edited || input.value === shown;
+    };
+  }
+  controls.push({ draw });
+  return root;
+}
+
+// Whether knobs may be turned, and what stands in their way.
+function locks() {
+  const { knobs, token, profile, layers } = live.state;
+  const any = layers.some((layer) => layer.knobs.length);
+  const locked = $("locked");
+  locked.hidden = knobs;
+  locked.querySelector("button").hidden = !token;
+  put($("why-locked"), knobs ? "" : token ? "Knobs are locked. They can be turned by those who have the token." : "Knobs are only shown: the program was started without a token for this page.");
+  put($("knobs-hint"), knobs ? "What is set here works at once." : "");
+  $("lock").hidden = !token || !(any || profile !== true || knobs);
+  put($("lock-text"), knobs ? "lock" : "unlock");
+  $("lock").setAttribute("aria-label", knobs ? "Lock the knobs" : "Unlock the knobs");
+  $("lock").title = $("lock").getAttribute("aria-label");
+  $("shackle").setAttribute("d", knobs ? "M7 9V5.5a3 3 0 0 1 5.8-1" : "M7 9V6.5a3 3 0 0 1 6 0V9");
+  $("profiles").hidden = !profile;
+  controls.forEach((control) => control.draw());
+}
+
+function unlock() {
+  put($("unlock-fault"), "");
+  $("token").value = "";
+  $("unlock").showModal();
+}
+
+async function enter(token) {
+  const answer = await fetch("/session", { method: "POST", headers: { "content-type": "text/plain" }, body: token });
+  if (answer.ok) return "";
+  return answer.status === 401 ? "This is not the token." : (await answer.text()).trim().slice(0, 300) || `Refused with status ${answer.status}.`;
+}
+
+$("lock").addEventListener("click", async () => {
+  if (!live.state.knobs) return unlock();
+  try {
+    await fetch("/session", { method: "DELETE" });
+  } finally {
+    connect();
+  }
+});
+$("unlock-cancel").addEventListener("click", () => $("unlock").close());
+$("unlock-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const fault = await enter($("token").value).catch(() => "The server does not answer.");
+  put($("unlock-fault"), fault);
+  if (fault) return $("token").select();
+  $("unlock").close();
+  $("token").value = "";
+  connect();
+});
+
+// A link may bring the token in its fragment, which no server sees; it does not stay in the address.
+async function fragment() {
+  const found = /^#token=(.+)$/.exec(location.hash);
+  if (!found) return false;
+  history.replaceState(null, "", location.pathname);
+  let token = found[1];
+  try {
+    token = decodeURIComponent(token);
+  } catch {
+    // Then it is meant as it stands.
+  }
+  const fault = await enter(token).catch(() => "The server does not answer.");
+  if (fault) {
+    unlock();
+    put($("unlock-fault"), fault);
+  }
+  return true;
+}
+addEventListener("hashchange", async () => (await fragment()) && connect());
+
+// ===== the whole =====
+
+function build() {
+  for (const root of parts.keys()) watcher.unobserve(root);
+  parts.clear();
+  for (const id of ["tiles", "charts", "hot-body", "tables-body"]) $(id).replaceChildren();
+  $("empty").hidden = live.state.layers.length > 0;
+  for (const id of ["overview", "series"]) $(id).hidden = !live.state.measures.length;
+  for (const id of ["stack", "hot"]) $(id).hidden = !live.state.layers.length;
+  buildTiles();
+  buildCharts();
+  buildStack();
+  buildKnobs();
+  buildHot();
+  buildTables();
+  for (const link of $("nav").children) link.hidden = $(link.hash.slice(1)).hidden;
+}
+
+function header() {
+  const { service, version } = live.state;
+  put($("service"), plain(service));
+  $("service").title = plain(service);
+  document.title = `${plain(service)} · tower-flow`;
+  put($("version"), `tower-flow ${version}`);
+}
+
+// Which section one is in.
+const spy = new IntersectionObserver(
+  () => {
+    const links = [...$("nav").children].filter((link) => !link.hidden);
+    const tops = links.map((link) => $(link.hash.slice(1)).getBoundingClientRect().top);
+    const now = tops.reduce((last, top, i) => (top < innerHeight * 0.4 && top > tops[last] ? i : last), 0);
+    links.forEach((link, i) => attr(link, "aria-current", i === now ? "true" : null));
+  },
+  { threshold: [0, 0.25, 0.5, 0.75, 1], rootMargin: "-40% 0px -40% 0px" },
+);
+document.querySelectorAll("main section").forEach((section) => spy.observe(section));
+
+// ===== theme =====
+
+const THEMES = ["auto", "light", "dark"];
+let theme = THEMES.includes(memory.read("theme")) ? memory.read("theme") : "auto";
+function dress() {
+  attr(document.documentElement, "data-theme", theme === "auto" ? null : theme);
+  put($("theme-text"), theme);
+  $("theme").setAttribute("aria-label", `Theme: ${theme}`);
+  $("theme").title = `Theme: ${theme}`;
+  palette();
+  refresh();
+}
+$("theme").addEventListener("click", () => {
+  theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+  memory.write("theme", theme);
+  dress();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", dress);
+dress();
+
+// ===== the stream =====
+
+let source = null;
+let attempt = 0;
+let waiting = 0;
+let parked = 0;
+
+function status(state, text) {
+  document.body.dataset.connection = state;
+  put($("connection-text"), text);
+}
+
+function connect() {
+  clearTimeout(waiting);
+  source?.close();
+  source = new EventSource("/events");
+  const mine = source;
+  live.heard = performance.now();
+  const heard = (handle) => (event) => {
+    if (mine !== source) return;
+    live.heard = performance.now();
+    attempt = 0;
+    handle(JSON.parse(event.data));
+    status("live", "live");
+  };
+  source.addEventListener("state", heard(onState));
+  source.addEventListener("tick", heard((data) => live.state && onTick(data)));
+  source.addEventListener("error", () => {
+    if (mine !== source) return;
+    status("reconnecting", "reconnecting");
+    // A stream that broke is opened again by the browser; one that was refused is not.
+    if (source.readyState !== EventSource.CLOSED) return;
+    attempt += 1;
+    waiting = setTimeout(connect, Math.min(30, 2 ** attempt) * 1000);
+  });
+}
+
+setInterval(() => {
+  if (!source || document.body.dataset.connection !== "live") return;
+  const ago = (performance.now() - live.heard) / 1000;
+  if (ago > STALE) status("stale", "stale");
+}, 1000);
+
+// A tab nobody looks at does not keep a place in the server's bounded number of streams.
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(parked);
+  if (document.hidden) {
+    parked = setTimeout(() => {
+      clearTimeout(waiting);
+      source?.close();
+      source = null;
+    }, PARK * 1000);
+  } else if (!source) {
+    connect();
+  } else {
+    later();
+  }
+});
+
+fragment().then(connect);
