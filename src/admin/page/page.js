@@ -367,7 +367,7 @@ const TILES = [
   { key: "open", title: "Connections", word: "open", also: [["idle", "idle"], ["waiting_for_connection", "waiting"]], colour: "c4" },
   { key: "saved", title: "Calls saved", colour: "c4" },
   { key: "batch_size", title: "Batch size", word: "items", colour: "c5" },
-  { key: "cpu", title: "CPU", also: [["run_queue", "waits for a core"]], flag: above(0.85, 0.95, ["busy", "full"]), top: 1 },
+  { key: "cpu", title: "CPU", also: [["run_queue", "threads waiting"]], flag: above(0.85, 0.95, ["busy", "full"]), top: 1 },
   { key: "scheduler", title: "Scheduler", word: "% busy", also: [["wake_delay", "wakes late by"]], flag: above(0.85, 0.95, ["busy", "full"]), top: 1, colour: "c5" },
 ];
 
@@ -470,7 +470,8 @@ const CHARTS = [
   { id: "open", title: "Connections", unit: "level", lines: [["open", "open"], ["idle", "idle"], ["waiting_for_connection", "waiting for one"]] },
   { id: "saved", title: "Calls saved", unit: "share", lines: [["saved", "saved"]], all: true },
   { id: "batch_size", title: "Items in a batch", unit: "level", lines: [["batch_size", "items"]], all: true },
-  { id: "cpu", title: "CPU and scheduler", unit: "share", lines: [["cpu", "CPU"], ["scheduler", "scheduler busy"], ["run_queue", "waits for a core"]], all: true },
+  { id: "cpu", title: "CPU and scheduler", unit: "share", lines: [["cpu", "CPU"], ["scheduler", "scheduler busy"]], all: true },
+  { id: "run_queue", title: "Threads that wait for a core", unit: "level", lines: [["run_queue", "waiting"]], all: true },
   { id: "wake_delay", title: "Wake-up delay", unit: "seconds", lines: [["wake_delay", "delay"]], all: true },
 ];
 // What is worked out of two measures.
@@ -1024,7 +1025,7 @@ function control(layer, knob, key) {
     draw();
     const mine = wanted;
     try {
-      const answer = await fetch(`/knobs/${layer.id}/${encodeURIComponent(knob.name)}`, {
+      const answer = await fetch(`knobs/${layer.id}/${encodeURIComponent(knob.name)}`, {
         method: "PUT",
         headers: { "content-type": "application/json" },
         body: JSON.stringify(value),
@@ -1035,8 +1036,7 @@ function control(layer, knob, key) {
         say("Set.", true);
       } else {
         wanted = null;
-        const why = (await answer.text()).trim().slice(0, 300);
-        say(why || `Refused with status ${answer.status}.`);
+        say(await reason(answer));
       }
     } catch {
       if (mine !== wanted) return;
@@ -1139,16 +1139,24 @@ function unlock() {
   $("unlock").showModal();
 }
 
+// What stands in the way of the token; nothing when it was taken.
 async function enter(token) {
-  const answer = await fetch("/session", { method: "POST", headers: { "content-type": "text/plain" }, body: token });
-  if (answer.ok) return "";
-  return answer.status === 401 ? "This is not the token." : (await answer.text()).trim().slice(0, 300) || `Refused with status ${answer.status}.`;
+  try {
+    const answer = await fetch("session", { method: "POST", headers: { "content-type": "text/plain" }, body: token });
+    return answer.ok ? "" : answer.status === 401 ? "This is not the token." : await reason(answer);
+  } catch {
+    return "The server does not answer.";
+  }
+}
+
+async function reason(answer) {
+  return (await answer.text()).trim().slice(0, 300) || `Refused with status ${answer.status}.`;
 }
 
 $("lock").addEventListener("click", async () => {
-  if (!live.state.knobs) return unlock();
+  if (!live.state?.knobs) return unlock();
   try {
-    await fetch("/session", { method: "DELETE" });
+    await fetch("session", { method: "DELETE" });
   } finally {
     connect();
   }
@@ -1156,7 +1164,7 @@ $("lock").addEventListener("click", async () => {
 $("unlock-cancel").addEventListener("click", () => $("unlock").close());
 $("unlock-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const fault = await enter($("token").value).catch(() => "The server does not answer.");
+  const fault = await enter($("token").value);
   put($("unlock-fault"), fault);
   if (fault) return $("token").select();
   $("unlock").close();
@@ -1175,7 +1183,7 @@ async function fragment() {
   } catch {
     // Then it is meant as it stands.
   }
-  const fault = await enter(token).catch(() => "The server does not answer.");
+  const fault = await enter(token);
   if (fault) {
     unlock();
     put($("unlock-fault"), fault);
@@ -1257,7 +1265,7 @@ function status(state, text) {
 function connect() {
   clearTimeout(waiting);
   source?.close();
-  source = new EventSource("/events");
+  source = new EventSource("events");
   const mine = source;
   live.heard = performance.now();
   const heard = (handle) => (event) => {
@@ -1273,10 +1281,24 @@ function connect() {
     if (mine !== source) return;
     status("reconnecting", "reconnecting");
     // A stream that broke is opened again by the browser; one that was refused is not.
-    if (source.readyState !== EventSource.CLOSED) return;
-    attempt += 1;
-    waiting = setTimeout(connect, Math.min(30, 2 ** attempt) * 1000);
+    if (source.readyState === EventSource.CLOSED) refused();
   });
+}
+
+async function refused() {
+  attempt += 1;
+  const mine = source;
+  const stop = new AbortController();
+  const answer = await fetch("events", { signal: stop.signal }).catch(() => null);
+  stop.abort();
+  if (mine !== source) return;
+  if (answer?.status === 401) {
+    status("locked", "locked");
+    $("lock").hidden = false;
+    if (!$("unlock").open) unlock();
+  } else {
+    waiting = setTimeout(connect, Math.min(30, 2 ** attempt) * 1000);
+  }
 }
 
 setInterval(() => {
