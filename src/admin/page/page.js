@@ -1219,16 +1219,15 @@ function header() {
 }
 
 // Which section one is in.
-const spy = new IntersectionObserver(
-  () => {
-    const links = [...$("nav").children].filter((link) => !link.hidden);
-    const tops = links.map((link) => $(link.hash.slice(1)).getBoundingClientRect().top);
-    const now = tops.reduce((last, top, i) => (top < innerHeight * 0.4 && top > tops[last] ? i : last), 0);
-    links.forEach((link, i) => attr(link, "aria-current", i === now ? "true" : null));
-  },
-  { threshold: [0, 0.25, 0.5, 0.75, 1], rootMargin: "-40% 0px -40% 0px" },
-);
-document.querySelectorAll("main section").forEach((section) => spy.observe(section));
+function spy() {
+  const links = [...$("nav").children].filter((link) => !link.hidden);
+  const tops = links.map((link) => $(link.hash.slice(1)).getBoundingClientRect().top);
+  const end = innerHeight + scrollY >= document.documentElement.scrollHeight - 2;
+  const now = end ? links.length - 1 : tops.reduce((last, top, i) => (top < innerHeight * 0.4 && top > tops[last] ? i : last), 0);
+  links.forEach((link, i) => attr(link, "aria-current", i === now ? "true" : null));
+}
+addEventListener("scroll", () => requestAnimationFrame(spy), { passive: true });
+spy();
 
 // ===== theme =====
 
