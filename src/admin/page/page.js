@@ -115,7 +115,7 @@ const minute = new Intl.DateTimeFormat(undefined, HOURS);
 
 const live = {
   state: null,
-  shape: "",
+  shapes: [], // What the layers and the measures were when the DOM was made.
   t: [], // The time of each sample, in the server's seconds.
   v: [], // Per measure, its samples.
   of: [], // Per measure, what they are out of, such as a limit.
@@ -149,14 +149,13 @@ function onState(data) {
     layer.knobs.forEach((knob, i) => live.knobs.set(`${layer.id}/${i}`, knob.value));
   }
   live.ticks = 0;
-  // A stream that was opened again mostly tells of the same layers: what has the focus keeps it.
-  const layers = data.layers.map(({ knobs, ...rest }) => [rest, knobs.map((knob) => [knob.name, knob.help])]);
-  const shape = JSON.stringify([layers, data.measures]);
-  if (shape !== live.shape) {
-    live.shape = shape;
-    live.tables.clear();
-    build();
-  }
+  // A stream that was opened again mostly tells of the same: what has the focus keeps it.
+  const told = data.layers.map(({ knobs, ...rest }) => [rest, knobs.map((knob) => [knob.name, knob.help])]);
+  const shapes = [JSON.stringify(told), JSON.stringify(data.measures)];
+  const other = shapes.map((shape, i) => shape !== live.shapes[i]);
+  live.shapes = shapes;
+  if (other[0]) live.tables.clear();
+  build(...other);
   header();
   locks();
   refresh();
@@ -1194,20 +1193,30 @@ addEventListener("hashchange", async () => (await fragment()) && connect());
 
 // ===== the whole =====
 
-function build() {
-  for (const root of parts.keys()) watcher.unobserve(root);
-  parts.clear();
-  for (const id of ["tiles", "charts", "hot-body", "tables-body"]) $(id).replaceChildren();
-  $("empty").hidden = live.state.layers.length > 0;
-  for (const id of ["overview", "series"]) $(id).hidden = !live.state.measures.length;
-  for (const id of ["stack", "hot"]) $(id).hidden = !live.state.layers.length;
-  buildTiles();
-  buildCharts();
-  buildStack();
-  buildKnobs();
-  buildHot();
-  buildTables();
+function build(layers, measures) {
+  if (layers || measures) {
+    make({ tiles: buildTiles, charts: buildCharts });
+    for (const id of ["overview", "series"]) $(id).hidden = !live.state.measures.length;
+  }
+  if (layers) whole();
   for (const link of $("nav").children) link.hidden = $(link.hash.slice(1)).hidden;
+}
+
+function whole() {
+  make({ "stack-body": buildStack, "knobs-body": buildKnobs, "hot-body": buildHot, "tables-body": buildTables });
+  const any = live.state.layers.length > 0;
+  $("empty").hidden = any;
+  $("stack").hidden = $("hot").hidden = !any;
+}
+
+function make(builders) {
+  for (const [id, builder] of Object.entries(builders)) {
+    for (const root of parts.keys()) {
+      if ($(id).contains(root) && parts.delete(root)) watcher.unobserve(root);
+    }
+    $(id).replaceChildren();
+    builder();
+  }
 }
 
 function header() {
