@@ -1,5 +1,7 @@
 //! What the tests share: foreign programs, bodies, requests, and a counting allocator.
 
+#[cfg(target_os = "linux")]
+pub mod browser;
 pub mod certs;
 
 use std::alloc::{GlobalAlloc, Layout, System};

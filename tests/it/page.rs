@@ -1,0 +1,296 @@
+//! The live page, looked at with a real browser.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::json;
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_flow::profile::{CpuUsage, ProfileLayer, SchedulerUsage};
+use tower_flow::shed::{Queue, ShedHandle, ShedLayer};
+use tower_flow::timing::TimingLayer;
+use tower_flow::{BoxError, Flow};
+
+use crate::support::browser::Browser;
+
+/// A route whose name would like to be more than a name.
+const HOSTILE: &str =
+    "<script>document.title='gone'</script><img src=x onerror=\"document.title='gone'\">";
+const TOKEN: &str = "open sesame";
+/// Who calls at a time, each all the time; one of them takes its time with a call.
+const CALLERS: usize = 16;
+const CALL: Duration = Duration::from_millis(20);
+
+/// A service that gives way to load, the load, and where its page is.
+async fn program() -> (SocketAddr, ShedHandle) {
+    let flow = Flow::new("orders");
+    let timing = TimingLayer::new("api")
+        .route_by(|route: &&'static str| *route)
+        .attach(&flow);
+    let shed = ShedLayer::fixed(64)
+        .name("api")
+        .queue(Queue::none())
+        .attach(&flow);
+    let profile = ProfileLayer::new("handlers")
+        .route_by(|route: &&'static str| *route)
+        .attach(&flow);
+    let _cpu = CpuUsage::new().attach(&flow);
+    let _scheduler = SchedulerUsage::new("main").attach(&flow);
+    let handle = shed.handle();
+    let service = ServiceBuilder::new()
+        .layer(timing)
+        .layer(shed)
+        .layer(profile)
+        .service(service_fn(async |_: &'static str| {
+            tokio::time::sleep(CALL).await;
+            Ok::<_, BoxError>(())
+        }));
+    for caller in 0..CALLERS {
+        let mut service = service.clone();
+        let routes = ["/orders", "/orders/{id}", HOSTILE, "/customers"];
+        tokio::spawn(async move {
+            loop {
+                let ready = service.ready().await.unwrap();
+                if ready.call(routes[caller % routes.len()]).await.is_err() {
+                    tokio::time::sleep(CALL).await;
+                }
+            }
+        });
+    }
+    let server = flow
+        .admin()
+        .token(TOKEN)
+        .bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    let addr = server.local_addr();
+    tokio::spawn(server.run());
+    (addr, handle)
+}
+
+/// The share of refusals in what comes within half a second.
+async fn refused(shed: &ShedHandle) -> f64 {
+    let counts = || {
+        let now = shed.snapshot();
+        let refused: u64 = now.refused.iter().map(|(_, _, count)| count).sum();
+        (refused as f64, now.admitted.iter().sum::<u64>() as f64)
+    };
+    let before = counts();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let after = counts();
+    let refused = after.0 - before.0;
+    refused / (refused + after.1 - before.1)
+}
+
+/// The figure of a tile, as a number.
+fn tile(key: &str) -> String {
+    format!(
+        "Number(document.querySelector('[data-key={key}] .figure b').textContent.replace(',', ''))"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_shows_and_turns_what_runs() {
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
+    let (addr, shed) = program().await;
+    let here = format!("http://{addr}/");
+    browser.screen(1400, 900, false, true).await;
+    browser.client.goto(&here).await.unwrap();
+
+    numbers_move(&browser).await;
+    names_stay_names(&browser).await;
+    knobs_turn(&browser, &shed).await;
+    keys_reach_all(&browser).await;
+    every_screen_has_room(&browser).await;
+    nothing_else_was_asked(&browser, &here).await;
+    browser.close().await;
+}
+
+async fn numbers_move(browser: &Browser) {
+    browser
+        .until("document.body.dataset.connection === 'live'")
+        .await;
+    let requests = tile("requests");
+    // 16 callers with 50 calls a second each.
+    let first = browser
+        .until(&format!("{requests} > 100 && {requests}"))
+        .await;
+    browser
+        .until(&format!("{requests} > 100 && {requests} !== {first}"))
+        .await;
+    let p50 = browser
+        .eval("document.querySelector('[data-key=p99]').textContent")
+        .await;
+    assert!(p50.as_str().unwrap().contains("ms"), "{p50}");
+    assert_eq!(browser.eval("document.title").await, "orders · tower-flow");
+    // What is in flight is less than the limit, and nothing is refused.
+    browser
+        .until("document.querySelector('[data-key=in_flight] .unit').textContent === 'of 64'")
+        .await;
+    assert_eq!(browser.eval(&tile("shed")).await, json!(0));
+}
+
+async fn names_stay_names(browser: &Browser) {
+    let shown = format!(
+        "[...document.querySelectorAll('td.text')].some((cell) => cell.textContent === {})",
+        json!(HOSTILE)
+    );
+    browser.until(&shown).await;
+    assert_eq!(
+        browser
+            .eval("document.querySelectorAll('img, script:not([src])').length")
+            .await,
+        json!(0)
+    );
+    assert_eq!(browser.eval("document.title").await, "orders · tower-flow");
+}
+
+async fn knobs_turn(browser: &Browser, shed: &ShedHandle) {
+    let knob = "[data-knob=\"api/limit\"]";
+    let input = format!("{knob} input");
+    assert_eq!(
+        browser
+            .eval(&format!("document.querySelector('{input}').disabled"))
+            .await,
+        json!(true)
+    );
+    browser.click("#lock").await;
+    browser.fill("#token", &format!("{TOKEN}\n")).await;
+    browser
+        .until(&format!("!document.querySelector('{input}').disabled"))
+        .await;
+    assert_eq!(
+        browser.eval("document.getElementById('unlock').open").await,
+        json!(false)
+    );
+
+    // What the layer refuses, the page says, and nothing changes.
+    browser.fill(&input, "0\n").await;
+    browser
+        .until(&format!(
+            "document.querySelector('{knob} .fault').textContent.includes('1 or more')"
+        ))
+        .await;
+    assert_eq!(shed.snapshot().limit_manual, None);
+    assert_eq!(refused(shed).await, 0.0);
+
+    browser.fill(&input, "4\n").await;
+    browser
+        .until(&format!(
+            "document.querySelector('{knob} .done')?.textContent"
+        ))
+        .await;
+    assert_eq!(shed.snapshot().limit_manual, Some(4));
+    // 4 of 16 find room.
+    let share = refused(shed).await;
+    assert!((0.5..0.9).contains(&share), "{share}");
+    browser.screenshot("knobs").await;
+    // Tiles that are out of sight rest.
+    browser.eval("scrollTo(0, 0)").await;
+    browser.until(&format!("{} > 50", tile("shed"))).await;
+    browser
+        .until("document.querySelector('[data-key=in_flight] .unit').textContent === 'of 4'")
+        .await;
+    browser
+        .until("document.querySelector('[data-key=shed]').dataset.level === 'bad'")
+        .await;
+}
+
+async fn keys_reach_all(browser: &Browser) {
+    // From the top on: the first key leads to the link that skips the head.
+    browser.eval("(document.activeElement.blur(), scrollTo(0, 0), getSelection().collapse(document.body, 0))").await;
+    let mut seen = Vec::new();
+    for _ in 0..150 {
+        browser.press("Tab", 9).await;
+        let at = browser
+            .eval("document.activeElement.className || document.activeElement.tagName")
+            .await;
+        seen.push(at);
+        if browser
+            .eval("document.activeElement.closest('[data-knob]') !== null")
+            .await
+            == json!(true)
+        {
+            break;
+        }
+    }
+    assert_eq!(seen[0], "skip", "{seen:?}");
+    assert!(seen.len() < 150, "{seen:?}");
+    // A chart tells its values to the arrow keys.
+    browser
+        .eval("document.querySelector('[data-chart=requests] .plot').focus()")
+        .await;
+    browser.press("ArrowLeft", 37).await;
+    let said = browser
+        .until("document.activeElement.getAttribute('aria-valuetext')")
+        .await;
+    assert!(said.as_str().unwrap().contains("requests"), "{said}");
+    browser.screenshot("cursor").await;
+    browser.press("Escape", 27).await;
+}
+
+async fn every_screen_has_room(browser: &Browser) {
+    for (name, width, height, phone, dark) in [
+        ("desktop-dark", 1400, 900, false, true),
+        ("desktop-light", 1400, 900, false, false),
+        ("phone-dark", 390, 844, true, true),
+        ("phone-light", 320, 640, true, false),
+    ] {
+        browser.screen(width, height, phone, dark).await;
+        for section in ["overview", "series", "stack", "hot", "tables"] {
+            browser
+                .eval(&format!(
+                    "document.getElementById('{section}').scrollIntoView()"
+                ))
+                .await;
+            browser.screenshot(&format!("{name}-{section}")).await;
+            let widths = browser
+                .eval("[document.documentElement.scrollWidth, innerWidth]")
+                .await;
+            assert_eq!(widths, json!([width, width]), "{section}");
+        }
+    }
+}
+
+async fn nothing_else_was_asked(browser: &Browser, here: &str) {
+    let loaded = browser
+        .eval("performance.getEntriesByType('resource').map((entry) => entry.name)")
+        .await;
+    let mut asked: Vec<_> = loaded
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|url| url.as_str().unwrap().to_owned())
+        .collect();
+    for entry in browser.log("performance").await {
+        let entry: serde_json::Value =
+            serde_json::from_str(entry["message"].as_str().unwrap()).unwrap();
+        let message = &entry["message"];
+        if message["method"] == "Network.requestWillBeSent" {
+            asked.push(
+                message["params"]["request"]["url"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+            );
+        }
+    }
+    for wanted in ["page.css", "page.js", "events", "session"] {
+        assert!(
+            asked.contains(&format!("{here}{wanted}")),
+            "{wanted}: {asked:?}"
+        );
+    }
+    for url in asked {
+        assert!(url.starts_with(here) || url.starts_with("data:"), "{url}");
+    }
+    // The one refusal that was asked for is logged; and that is all.
+    let logged = browser.log("browser").await;
+    let logged: Vec<_> = logged
+        .iter()
+        .map(|entry| entry["message"].as_str().unwrap())
+        .filter(|message| !message.contains("/knobs/"))
+        .collect();
+    assert!(logged.is_empty(), "{logged:?}");
+}
