@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::json;
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::util::BoxCloneService;
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_flow::profile::{CpuUsage, ProfileLayer, SchedulerUsage};
 use tower_flow::shed::{Queue, ShedHandle, ShedLayer};
 use tower_flow::timing::TimingLayer;
@@ -15,23 +16,26 @@ use crate::support::browser::Browser;
 /// A route whose name would like to be more than a name.
 const HOSTILE: &str =
     "<script>document.title='gone'</script><img src=x onerror=\"document.title='gone'\">";
-const TOKEN: &str = "open sesame";
+const TOKEN: &str = "open-sesame-says-the-test";
 /// Who calls at a time, each all the time; one of them takes its time with a call.
 const CALLERS: usize = 16;
 const CALL: Duration = Duration::from_millis(20);
+
+/// A call, by its route.
+struct Call(&'static str);
 
 /// A service that gives way to load, the load, and where its page is.
 async fn program() -> (SocketAddr, ShedHandle) {
     let flow = Flow::new("orders");
     let timing = TimingLayer::new("api")
-        .route_by(|route: &&'static str| *route)
+        .route_by(|call: &Call| call.0)
         .attach(&flow);
     let shed = ShedLayer::fixed(64)
         .name("api")
         .queue(Queue::none())
         .attach(&flow);
     let profile = ProfileLayer::new("handlers")
-        .route_by(|route: &&'static str| *route)
+        .route_by(|call: &Call| call.0)
         .attach(&flow);
     let _cpu = CpuUsage::new().attach(&flow);
     let _scheduler = SchedulerUsage::new("main").attach(&flow);
@@ -40,17 +44,19 @@ async fn program() -> (SocketAddr, ShedHandle) {
         .layer(timing)
         .layer(shed)
         .layer(profile)
-        .service(service_fn(async |_: &'static str| {
+        .service(service_fn(async |_: Call| {
             tokio::time::sleep(CALL).await;
             Ok::<_, BoxError>(())
         }));
+    let service = BoxCloneService::new(service);
     for caller in 0..CALLERS {
         let mut service = service.clone();
         let routes = ["/orders", "/orders/{id}", HOSTILE, "/customers"];
+        let route = routes[caller % routes.len()];
         tokio::spawn(async move {
             loop {
                 let ready = service.ready().await.unwrap();
-                if ready.call(routes[caller % routes.len()]).await.is_err() {
+                if ready.call(Call(route)).await.is_err() {
                     tokio::time::sleep(CALL).await;
                 }
             }
@@ -81,11 +87,15 @@ async fn refused(shed: &ShedHandle) -> f64 {
     refused / (refused + after.1 - before.1)
 }
 
+/// The text of what `selector` finds.
+fn text(selector: &str) -> String {
+    format!("(document.querySelector('{selector}')?.textContent ?? '')")
+}
+
 /// The figure of a tile, as a number.
 fn tile(key: &str) -> String {
-    format!(
-        "Number(document.querySelector('[data-key={key}] .figure b').textContent.replace(',', ''))"
-    )
+    let figure = text(&format!("[data-key={key}] .figure b"));
+    format!("Number({figure}.replace(',', ''))")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,14 +129,15 @@ async fn numbers_move(browser: &Browser) {
     browser
         .until(&format!("{requests} > 100 && {requests} !== {first}"))
         .await;
-    let p50 = browser
-        .eval("document.querySelector('[data-key=p99]').textContent")
-        .await;
+    let p50 = browser.eval(&text("[data-key=p99]")).await;
     assert!(p50.as_str().unwrap().contains("ms"), "{p50}");
     assert_eq!(browser.eval("document.title").await, "orders · tower-flow");
     // What is in flight is less than the limit, and nothing is refused.
     browser
-        .until("document.querySelector('[data-key=in_flight] .unit').textContent === 'of 64'")
+        .until(&format!(
+            "{} === 'of 64'",
+            text("[data-key=in_flight] .unit")
+        ))
         .await;
     assert_eq!(browser.eval(&tile("shed")).await, json!(0));
 }
@@ -169,7 +180,8 @@ async fn knobs_turn(browser: &Browser, shed: &ShedHandle) {
     browser.fill(&input, "0\n").await;
     browser
         .until(&format!(
-            "document.querySelector('{knob} .fault').textContent.includes('1 or more')"
+            "{}.includes('1 or more')",
+            text(&format!("{knob} .fault"))
         ))
         .await;
     assert_eq!(shed.snapshot().limit_manual, None);
@@ -177,9 +189,7 @@ async fn knobs_turn(browser: &Browser, shed: &ShedHandle) {
 
     browser.fill(&input, "4\n").await;
     browser
-        .until(&format!(
-            "document.querySelector('{knob} .done')?.textContent"
-        ))
+        .until(&format!("{}", text(&format!("{knob} .done"))))
         .await;
     assert_eq!(shed.snapshot().limit_manual, Some(4));
     // 4 of 16 find room.
@@ -190,7 +200,10 @@ async fn knobs_turn(browser: &Browser, shed: &ShedHandle) {
     browser.eval("scrollTo(0, 0)").await;
     browser.until(&format!("{} > 50", tile("shed"))).await;
     browser
-        .until("document.querySelector('[data-key=in_flight] .unit').textContent === 'of 4'")
+        .until(&format!(
+            "{} === 'of 4'",
+            text("[data-key=in_flight] .unit")
+        ))
         .await;
     browser
         .until("document.querySelector('[data-key=shed]').dataset.level === 'bad'")

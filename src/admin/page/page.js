@@ -1200,6 +1200,7 @@ function build(layers, measures) {
   }
   if (layers) whole();
   for (const link of $("nav").children) link.hidden = $(link.hash.slice(1)).hidden;
+  spy();
 }
 
 function whole() {
@@ -1236,7 +1237,6 @@ function spy() {
   links.forEach((link, i) => attr(link, "aria-current", i === now ? "true" : null));
 }
 addEventListener("scroll", () => requestAnimationFrame(spy), { passive: true });
-spy();
 
 // ===== theme =====
 

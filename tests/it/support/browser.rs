@@ -45,8 +45,10 @@ impl Browser {
         if !found("chromedriver") || !found("chromium") {
             return None;
         }
+        let dir = scratch("chromium");
         let mut child = Command::new("chromedriver")
             .arg("--port=0")
+            .env("TMPDIR", &dir)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .process_group(0)
@@ -55,8 +57,6 @@ impl Browser {
         let stdout = child.stdout.take().unwrap();
         let driver = Driver(child);
         let webdriver = format!("http://127.0.0.1:{}", port(stdout).await);
-
-        let profile = scratch("chromium");
         let args = json!([
             "--headless",
             "--no-sandbox",
@@ -70,7 +70,7 @@ impl Browser {
             // Nothing leaves the machine, whatever a page or the browser itself wants.
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
             "--window-size=1400,900",
-            format!("--user-data-dir={}", profile.display()),
+            format!("--user-data-dir={}", dir.join("profile").display()),
         ]);
         let capabilities = json!({
             "browserName": "chrome",
@@ -148,7 +148,10 @@ impl Browser {
             .execute_async(&script, Vec::new())
             .await
             .unwrap();
-        assert!(!found.is_null(), "never: {expression}");
+        if found.is_null() {
+            self.screenshot("failed").await;
+            panic!("never, see target/page/failed.png: {expression}");
+        }
         found
     }
 
@@ -212,7 +215,9 @@ async fn port(stdout: std::process::ChildStdout) -> u16 {
         while let Some(line) = lines.next_line().await.unwrap() {
             let port = line
                 .split_once("on port ")
-                .and_then(|(_, port)| port.trim_end_matches('.').parse().ok());
+                .and_then(|(_, port)| port.trim_end_matches('.').parse().ok())
+                // Its first line says which one it was asked for.
+                .filter(|port| *port != 0);
             if let Some(port) = port {
                 return port;
             }
