@@ -128,6 +128,8 @@ const live = {
 };
 
 const layerOf = (id) => live.state.layers.find((layer) => layer.id === id);
+// What a chart shows: five minutes, or less while the program is young.
+const span = () => Math.min(SPAN, Math.max(60, (newest(live.t) ?? 0) - (live.t[0] ?? 0)));
 const newest = (list) => (list && list.length ? list[list.length - 1] : null);
 const measure = (layer, key) => live.state.measures.findIndex((m) => m.layer === layer && m.key === key);
 const title = (layer) => (layer.name && layer.name !== layer.kind ? `${layer.kind} · ${plain(layer.name)}` : layer.kind);
@@ -227,9 +229,9 @@ function later() {
   // No frames are asked for while the tab is hidden.
   requestAnimationFrame(() => {
     asked = false;
-    for (const part of parts.values()) {
+    for (const [root, part] of parts) {
       // Once all have their size, so that nothing moves when one goes to them.
-      if (!part.old || (!part.seen && part.drawn)) continue;
+      if (!part.old || (!part.seen && part.drawn && !root.hidden)) continue;
       part.old = false;
       part.drawn = live.ticks > 0;
       part.draw();
@@ -451,7 +453,8 @@ function tile(def, layers) {
     if (!now) return;
     const least = def.top ?? (unit === "share" ? 0.01 : unit === "level" ? 1 : 0);
     const top = samples.reduce((top, value) => (value > top ? value : top), least) || 1;
-    const x = (t) => width - ((now - t) / SPAN) * width;
+    const wide = span();
+    const x = (t) => width - ((now - t) / wide) * width;
     const y = (value) => height - 1 - (value / top) * (height - 8);
     const colour = level ? colours[level[0]] : colours[def.colour ?? "c1"];
     trace(pen, samples, x, y, { colour, width: 1.5, fill: height });
@@ -595,7 +598,8 @@ function chart(def, layers) {
     const left = Math.max(30, Math.ceil(Math.max(...words.map((word) => pen.measureText(word).width))) + 10);
     const [right, head, foot] = [width - 6, 8, height - 22];
     box = { left, width: right - left };
-    const x = (t) => right - ((now - t) / SPAN) * box.width;
+    const wide = span();
+    const x = (t) => right - ((now - t) / wide) * box.width;
     const y = (value) => foot - (value / top) * (foot - head);
 
     pen.lineWidth = 1;
@@ -613,10 +617,11 @@ function chart(def, layers) {
     });
     pen.textAlign = "center";
     pen.textBaseline = "alphabetic";
-    const room = pen.measureText(minute.format(0)).width + 14;
-    const step = 60 * Math.ceil(room / ((60 / SPAN) * box.width));
-    for (let t = Math.ceil((now - SPAN) / step) * step; t <= now; t += step) {
-      const text = minute.format(t * 1000);
+    const room = pen.measureText((wide < 150 ? clock : minute).format(0)).width + 14;
+    const least = (room / box.width) * wide;
+    const step = (wide < 150 ? [15, 30, 60] : [60, 120]).find((step) => step >= least) ?? 300;
+    for (let t = Math.ceil((now - wide) / step) * step; t <= now; t += step) {
+      const text = (step < 60 ? clock : minute).format(t * 1000);
       const half = pen.measureText(text).width / 2;
       const at = Math.round(x(t)) + 0.5;
       pen.strokeStyle = colours.line;
@@ -668,7 +673,7 @@ function chart(def, layers) {
 
   const point = (event) => {
     const share = (event.clientX - plot.getBoundingClientRect().left - box.left) / box.width;
-    look(SPAN * (1 - Math.min(1, Math.max(0, share))));
+    look(span() * (1 - Math.min(1, Math.max(0, share))));
   };
   plot.addEventListener("pointerdown", point);
   plot.addEventListener("pointermove", point);
@@ -676,10 +681,10 @@ function chart(def, layers) {
   plot.addEventListener("blur", () => look(null));
   plot.addEventListener("keydown", (event) => {
     const now = cursor ?? 0;
-    const to = { ArrowLeft: now + 1, ArrowRight: now - 1, PageUp: now - 30, PageDown: now + 30, Home: SPAN, End: 0, Escape: null }[event.key];
+    const to = { ArrowLeft: now + 1, ArrowRight: now - 1, PageUp: now - 30, PageDown: now + 30, Home: span(), End: 0, Escape: null }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    look(to === null ? null : Math.min(SPAN, Math.max(0, to)));
+    look(to === null ? null : Math.min(span(), Math.max(0, to)));
     const index = at();
     const said = lines().filter((line) => line.data && !off.has(line.name)).map((line) => `${line.name} ${show(def.unit, line.data[index])}`);
     const text = live.t[index] === undefined ? "" : `${clock.format(live.t[index] * 1000)}: ${said.join(", ")}`;
@@ -877,15 +882,27 @@ function framed(columns, heading, layer) {
 }
 
 function buildTables() {
+  // Tables without rows take a word each.
+  const bare = el("p", "bare", "Empty so far:");
   for (const layer of live.state.layers) {
     layer.tables.forEach(({ title: heading, columns }, i) => {
       const made = framed(columns, heading, layer);
       if (columns.length > 5) made.root.classList.add("wide");
-      part(made.root, () => made.set(live.tables.get(`${layer.id}/${i}`) ?? { rows: [], more: 0 }));
+      const name = named(`${heading} of ${title(layer)}`);
+      part(made.root, () => {
+        const data = live.tables.get(`${layer.id}/${i}`) ?? { rows: [], more: 0 };
+        made.root.hidden = !data.rows.length;
+        name.hidden = !made.root.hidden;
+        made.set(data);
+        bare.hidden = !bare.querySelector(".name:not([hidden])");
+      });
+      made.root.hidden = true;
+      bare.append(name);
       $("tables-body").append(made.root);
     });
   }
-  $("tables").hidden = !$("tables-body").firstChild;
+  $("tables-body").append(bare);
+  $("tables").hidden = !$("tables-body").querySelector(".table");
 }
 
 const HOT = [["layer", "text"], ["route", "text"], ["stage", "text"], ["polls", "level"], ["busy", "seconds"], ["of the process", "share"], ["longest", "seconds"], ["slow", "level"]];
