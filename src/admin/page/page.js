@@ -79,7 +79,7 @@ function percent(x) {
   const p = x * 100;
   if (p === 0) return "0";
   if (p < 0.1) return "<0.1";
-  return p < 9.95 || (p >= 99.5 && p < 100) ? p.toFixed(1) : p.toFixed(0);
+  return p < 9.95 || (p >= 99.5 && p < 99.95) ? p.toFixed(1) : p.toFixed(0);
 }
 
 const TIMES = [[60, "min"], [1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]];
@@ -1251,7 +1251,9 @@ function spy() {
   const tops = links.map((link) => $(link.hash.slice(1)).getBoundingClientRect().top);
   const end = innerHeight + scrollY >= document.documentElement.scrollHeight - 2;
   const now = end ? links.length - 1 : tops.reduce((last, top, i) => (top < innerHeight * 0.4 && top > tops[last] ? i : last), 0);
+  if (links[now].hasAttribute("aria-current")) return;
   links.forEach((link, i) => attr(link, "aria-current", i === now ? "true" : null));
+  $("nav").scrollTo({ left: links[now].offsetLeft - 60 });
 }
 addEventListener("scroll", () => requestAnimationFrame(spy), { passive: true });
 
