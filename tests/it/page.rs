@@ -188,9 +188,7 @@ async fn knobs_turn(browser: &Browser, shed: &ShedHandle) {
     assert_eq!(refused(shed).await, 0.0);
 
     browser.fill(&input, "4\n").await;
-    browser
-        .until(&format!("{}", text(&format!("{knob} .done"))))
-        .await;
+    browser.until(&text(&format!("{knob} .done"))).await;
     assert_eq!(shed.snapshot().limit_manual, Some(4));
     // 4 of 16 find room.
     let share = refused(shed).await;

@@ -72,7 +72,12 @@ function scaled(x, steps) {
 function amount(x) {
   if (Number.isInteger(x) && Math.abs(x) < 10000) return grouped.format(x);
   if (Math.abs(x) < 10000) return x > 0 && x < 0.005 ? "<0.01" : three(x);
-  return scaled(x, [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]).join("");
+  return scaled(x, [
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]).join("");
 }
 
 function percent(x) {
@@ -82,8 +87,20 @@ function percent(x) {
   return p < 9.95 || (p >= 99.5 && p < 99.95) ? p.toFixed(1) : p.toFixed(0);
 }
 
-const TIMES = [[60, "min"], [1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]];
-const SIZES = [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]];
+const TIMES = [
+  [60, "min"],
+  [1, "s"],
+  [1e-3, "ms"],
+  [1e-6, "µs"],
+  [1e-9, "ns"],
+];
+const SIZES = [
+  [1e12, "TB"],
+  [1e9, "GB"],
+  [1e6, "MB"],
+  [1e3, "kB"],
+  [1, "B"],
+];
 
 // Each gives the figure and its unit.
 const UNITS = {
@@ -132,7 +149,8 @@ const layerOf = (id) => live.state.layers.find((layer) => layer.id === id);
 const span = () => Math.min(SPAN, Math.max(60, (newest(live.t) ?? 0) - (live.t[0] ?? 0)));
 const newest = (list) => (list && list.length ? list[list.length - 1] : null);
 const measure = (layer, key) => live.state.measures.findIndex((m) => m.layer === layer && m.key === key);
-const title = (layer) => (layer.name && layer.name !== layer.kind ? `${layer.kind} · ${plain(layer.name)}` : layer.kind);
+const title = (layer) =>
+  layer.name && layer.name !== layer.kind ? `${layer.kind} · ${plain(layer.name)}` : layer.kind;
 
 function label(layer) {
   const parts = [el("span", "kind", layer.kind)];
@@ -236,7 +254,8 @@ function later() {
       part.drawn = live.ticks > 0;
       part.draw();
     }
-    if (live.state) put($("uptime"), "up " + lasting(live.state.uptime + (newest(live.t) ?? live.state.now) - live.state.now));
+    if (live.state)
+      put($("uptime"), "up " + lasting(live.state.uptime + (newest(live.t) ?? live.state.now) - live.state.now));
   });
 }
 
@@ -362,14 +381,45 @@ const above = (warn, bad, words) => (x) => (x > bad ? ["bad", words[1]] : x > wa
 const TILES = [
   { key: "requests", title: "Requests" },
   { key: "errors", title: "Errors", flag: above(0.01, 0.05, ["raised", "high"]), colour: "c6" },
-  { key: "p99", title: "Latency, p99", also: [["p50", "p50"], ["p95", "p95"]], colour: "c3" },
+  {
+    key: "p99",
+    title: "Latency, p99",
+    also: [
+      ["p50", "p50"],
+      ["p95", "p95"],
+    ],
+    colour: "c3",
+  },
   { key: "in_flight", title: "In flight", also: [["waiting", "waiting"]], gauge: true },
   { key: "shed", title: "Refused", flag: above(0, 0.1, ["refusing", "refusing"]), colour: "c6" },
-  { key: "open", title: "Connections", word: "open", also: [["idle", "idle"], ["waiting_for_connection", "waiting"]], colour: "c4" },
+  {
+    key: "open",
+    title: "Connections",
+    word: "open",
+    also: [
+      ["idle", "idle"],
+      ["waiting_for_connection", "waiting"],
+    ],
+    colour: "c4",
+  },
   { key: "saved", title: "Calls saved", colour: "c4" },
   { key: "batch_size", title: "Batch size", word: "items", colour: "c5" },
-  { key: "cpu", title: "CPU", also: [["run_queue", "threads waiting"]], flag: above(0.85, 0.95, ["busy", "full"]), top: 1 },
-  { key: "scheduler", title: "Scheduler", word: "% busy", also: [["wake_delay", "wakes late by"]], flag: above(0.85, 0.95, ["busy", "full"]), top: 1, colour: "c5" },
+  {
+    key: "cpu",
+    title: "CPU",
+    also: [["run_queue", "threads waiting"]],
+    flag: above(0.85, 0.95, ["busy", "full"]),
+    top: 1,
+  },
+  {
+    key: "scheduler",
+    title: "Scheduler",
+    word: "% busy",
+    also: [["wake_delay", "wakes late by"]],
+    flag: above(0.85, 0.95, ["busy", "full"]),
+    top: 1,
+    colour: "c5",
+  },
 ];
 
 function buildTiles() {
@@ -409,7 +459,13 @@ function tile(def, layers) {
   });
   root.setAttribute("aria-label", def.title);
   root.dataset.key = def.key;
-  root.append(el("div", "tile-head", heading, pick.node), el("p", "figure", figure, of, flag), also, ...(gauge ? [gauge] : []), spark);
+  root.append(
+    el("div", "tile-head", heading, pick.node),
+    el("p", "figure", figure, of, flag),
+    also,
+    ...(gauge ? [gauge] : []),
+    spark,
+  );
 
   const notes = new Map();
   const note = (name, text) => {
@@ -428,15 +484,15 @@ function tile(def, layers) {
     const i = measure(pick.layer.id, def.key);
     const value = newest(live.v[i]);
     const limit = newest(live.of[i]);
-    const [text, its] = value === null ? ["–", ""] : UNITS[unit]?.(value) ?? UNITS.level(value);
+    const [text, its] = value === null ? ["–", ""] : (UNITS[unit]?.(value) ?? UNITS.level(value));
     put(figure, text);
-    put(of, value === null ? "" : def.word ?? its);
+    put(of, value === null ? "" : (def.word ?? its));
     if (gauge) {
       gauge.hidden = limit === null;
       gauge.firstChild.style.transform = `scaleX(${limit ? Math.min(1, value / limit) : 0})`;
       put(of, limit === null ? "" : "of " + amount(limit));
     }
-    let level = value === null ? null : def.flag?.(value) ?? null;
+    let level = value === null ? null : (def.flag?.(value) ?? null);
     if (def.gauge && limit !== null && value >= limit) level = ["warn", "at limit"];
     attr(root, "data-level", level ? level[0] : null);
     put(flag, level ? level[1] : "");
@@ -465,15 +521,65 @@ function tile(def, layers) {
 // ===== charts =====
 
 const CHARTS = [
-  { id: "latency", title: "Latency", unit: "seconds", lines: [["p50", "p50"], ["p95", "p95"], ["p99", "p99"]] },
-  { id: "requests", title: "Requests", unit: "per_second", lines: [["requests", "requests"], ["failed", "failed"]] },
-  { id: "in_flight", title: "In flight", unit: "level", lines: [["in_flight", "in flight"], ["limit", "limit"], ["waiting", "waiting"]] },
+  {
+    id: "latency",
+    title: "Latency",
+    unit: "seconds",
+    lines: [
+      ["p50", "p50"],
+      ["p95", "p95"],
+      ["p99", "p99"],
+    ],
+  },
+  {
+    id: "requests",
+    title: "Requests",
+    unit: "per_second",
+    lines: [
+      ["requests", "requests"],
+      ["failed", "failed"],
+    ],
+  },
+  {
+    id: "in_flight",
+    title: "In flight",
+    unit: "level",
+    lines: [
+      ["in_flight", "in flight"],
+      ["limit", "limit"],
+      ["waiting", "waiting"],
+    ],
+  },
   { id: "shed", title: "Refused", unit: "share", lines: [["shed", "refused"]], all: true },
-  { id: "open", title: "Connections", unit: "level", lines: [["open", "open"], ["idle", "idle"], ["waiting_for_connection", "waiting for one"]] },
+  {
+    id: "open",
+    title: "Connections",
+    unit: "level",
+    lines: [
+      ["open", "open"],
+      ["idle", "idle"],
+      ["waiting_for_connection", "waiting for one"],
+    ],
+  },
   { id: "saved", title: "Calls saved", unit: "share", lines: [["saved", "saved"]], all: true },
   { id: "batch_size", title: "Items in a batch", unit: "level", lines: [["batch_size", "items"]], all: true },
-  { id: "cpu", title: "CPU and scheduler", unit: "share", lines: [["cpu", "CPU"], ["scheduler", "scheduler busy"]], all: true },
-  { id: "run_queue", title: "Threads that wait for a core", unit: "level", lines: [["run_queue", "waiting"]], all: true },
+  {
+    id: "cpu",
+    title: "CPU and scheduler",
+    unit: "share",
+    lines: [
+      ["cpu", "CPU"],
+      ["scheduler", "scheduler busy"],
+    ],
+    all: true,
+  },
+  {
+    id: "run_queue",
+    title: "Threads that wait for a core",
+    unit: "level",
+    lines: [["run_queue", "waiting"]],
+    all: true,
+  },
   { id: "wake_delay", title: "Wake-up delay", unit: "seconds", lines: [["wake_delay", "delay"]], all: true },
 ];
 // What is worked out of two measures.
@@ -487,12 +593,19 @@ const DERIVED = {
     return all && share ? all.map((value, i) => (value === null || share[i] === null ? null : value * share[i])) : null;
   },
 };
-const LINES = [["c1", []], ["c2", [9, 3]], ["c3", [3, 2]], ["c4", []], ["c5", [9, 3]], ["c6", [3, 2]]];
+const LINES = [
+  ["c1", []],
+  ["c2", [9, 3]],
+  ["c3", [3, 2]],
+  ["c4", []],
+  ["c5", [9, 3]],
+  ["c6", [3, 2]],
+];
 
 let cursor = null; // How many seconds before the newest sample one looks; the same in all charts.
 
 function samples(layer, key) {
-  return DERIVED[key] ? DERIVED[key](layer) : live.v[measure(layer, key)] ?? null;
+  return DERIVED[key] ? DERIVED[key](layer) : (live.v[measure(layer, key)] ?? null);
 }
 
 function buildCharts() {
@@ -540,7 +653,9 @@ function chart(def, layers) {
   const off = new Set();
   function lines() {
     const from = pick ? [pick.layer] : layers;
-    const found = from.flatMap((layer) => def.lines.map(([key, name]) => ({ layer, key, name, data: samples(layer.id, key) })));
+    const found = from.flatMap((layer) =>
+      def.lines.map(([key, name]) => ({ layer, key, name, data: samples(layer.id, key) })),
+    );
     // Layers that share a line's name are told apart by their own.
     const several = (name) => found.filter((line) => line.name === name && line.data).length > 1;
     return found.map((line) => ({ ...line, name: several(line.name) ? title(line.layer) : line.name }));
@@ -585,13 +700,17 @@ function chart(def, layers) {
       const row = entry(n, line);
       if (!line.data) return;
       put(row.value, show(def.unit, line.data[index]));
-      if (!off.has(line.name)) shown.push({ ...line, colour: colours[LINES[n % LINES.length][0]], dash: LINES[n % LINES.length][1] });
+      if (!off.has(line.name))
+        shown.push({ ...line, colour: colours[LINES[n % LINES.length][0]], dash: LINES[n % LINES.length][1] });
     });
     for (const row of rows.slice(all.length)) row.button.hidden = true;
     if (now) attr(plot, "aria-valuenow", String(Math.round((live.t[index] ?? now) - now)));
     if (!now || !width) return;
 
-    const largest = Math.max(...shown.map((line) => line.data.reduce((most, value) => (value > most ? value : most), 0)), 0);
+    const largest = Math.max(
+      ...shown.map((line) => line.data.reduce((most, value) => (value > most ? value : most), 0)),
+      0,
+    );
     const { ticks, top } = scale(largest, def.unit);
     pen.font = "11px " + getComputedStyle(document.documentElement).fontFamily;
     const words = axis(ticks, def.unit);
@@ -601,74 +720,21 @@ function chart(def, layers) {
     const wide = span();
     const x = (t) => right - ((now - t) / wide) * box.width;
     const y = (value) => foot - (value / top) * (foot - head);
+    const here = cursor === null || live.t[index] === undefined ? null : Math.round(x(live.t[index])) + 0.5;
+    const frame = { left, right, head, foot, width, height, now, wide, here, x, y };
 
     pen.lineWidth = 1;
-    pen.textBaseline = "middle";
-    pen.textAlign = "right";
-    ticks.forEach((tick, i) => {
-      const at = Math.round(y(tick)) + 0.5;
-      pen.strokeStyle = i === 0 ? colours.strong : colours.line;
-      pen.beginPath();
-      pen.moveTo(left, at);
-      pen.lineTo(right, at);
-      pen.stroke();
-      pen.fillStyle = colours.muted;
-      pen.fillText(words[i], left - 8, at);
-    });
-    pen.textAlign = "center";
-    pen.textBaseline = "alphabetic";
-    const room = pen.measureText((wide < 150 ? clock : minute).format(0)).width + 14;
-    const least = (room / box.width) * wide;
-    const step = (wide < 150 ? [15, 30, 60] : [60, 120]).find((step) => step >= least) ?? 300;
-    for (let t = Math.ceil((now - wide) / step) * step; t <= now; t += step) {
-      const text = (step < 60 ? clock : minute).format(t * 1000);
-      const half = pen.measureText(text).width / 2;
-      const at = Math.round(x(t)) + 0.5;
-      pen.strokeStyle = colours.line;
-      pen.beginPath();
-      pen.moveTo(at, foot);
-      pen.lineTo(at, foot + 4);
-      pen.stroke();
-      if (at - half >= left - 4 && at + half <= width && (cursor === null || Math.abs(x(live.t[index]) - at) > 60)) pen.fillText(text, at, height - 5);
-    }
-
+    ticks.forEach((tick, i) => rung(pen, frame, tick, words[i]));
+    times(pen, frame);
     pen.save();
     pen.beginPath();
     pen.rect(left, 0, box.width + 6, height);
     pen.clip();
-    for (const line of shown) {
-      trace(pen, line.data, x, y, { colour: line.colour, dash: line.dash, fill: shown.length === 1 ? foot : undefined });
+    for (const { data, colour, dash } of shown) {
+      trace(pen, data, x, y, { colour, dash, fill: shown.length === 1 ? foot : undefined });
     }
     pen.restore();
-
-    if (cursor === null || live.t[index] === undefined) return;
-    const here = Math.round(x(live.t[index])) + 0.5;
-    pen.strokeStyle = colours.strong;
-    pen.lineWidth = 1;
-    pen.beginPath();
-    pen.moveTo(here, head);
-    pen.lineTo(here, foot);
-    pen.stroke();
-    for (const line of shown) {
-      const value = line.data[index];
-      if (value === null || value === undefined) continue;
-      pen.fillStyle = line.colour;
-      pen.strokeStyle = colours.panel;
-      pen.lineWidth = 2;
-      pen.beginPath();
-      pen.arc(here, y(value), 4.5, 0, 7);
-      pen.fill();
-      pen.stroke();
-    }
-    const text = clock.format(live.t[index] * 1000);
-    const half = pen.measureText(text).width / 2 + 6;
-    const middle = Math.min(Math.max(here, left + half), width - half);
-    pen.fillStyle = colours.text;
-    pen.beginPath();
-    pen.roundRect(middle - half, height - 18, half * 2, 18, 4);
-    pen.fill();
-    pen.fillStyle = colours.panel;
-    pen.fillText(text, middle, height - 5);
+    if (here !== null) crosshair(pen, frame, shown, index);
   }
 
   const point = (event) => {
@@ -681,16 +747,85 @@ function chart(def, layers) {
   plot.addEventListener("blur", () => look(null));
   plot.addEventListener("keydown", (event) => {
     const now = cursor ?? 0;
-    const to = { ArrowLeft: now + 1, ArrowRight: now - 1, PageUp: now - 30, PageDown: now + 30, Home: span(), End: 0, Escape: null }[event.key];
+    const to = {
+      ArrowLeft: now + 1,
+      ArrowRight: now - 1,
+      PageUp: now - 30,
+      PageDown: now + 30,
+      Home: span(),
+      End: 0,
+      Escape: null,
+    }[event.key];
     if (to === undefined) return;
     event.preventDefault();
     look(to === null ? null : Math.min(span(), Math.max(0, to)));
     const index = at();
-    const said = lines().filter((line) => line.data && !off.has(line.name)).map((line) => `${line.name} ${show(def.unit, line.data[index])}`);
+    const said = lines()
+      .filter((line) => line.data && !off.has(line.name))
+      .map((line) => `${line.name} ${show(def.unit, line.data[index])}`);
     const text = live.t[index] === undefined ? "" : `${clock.format(live.t[index] * 1000)}: ${said.join(", ")}`;
     attr(plot, "aria-valuetext", to === null ? null : text);
   });
   return root;
+}
+
+function stroke(pen, colour, ...points) {
+  pen.strokeStyle = colour;
+  pen.beginPath();
+  points.forEach(([x, y]) => pen.lineTo(x, y));
+  pen.stroke();
+}
+
+// A line at a tick's height.
+function rung(pen, { left, right, y }, tick, word) {
+  const at = Math.round(y(tick)) + 0.5;
+  stroke(pen, tick === 0 ? colours.strong : colours.line, [left, at], [right, at]);
+  pen.textBaseline = "middle";
+  pen.textAlign = "right";
+  pen.fillStyle = colours.muted;
+  pen.fillText(word, left - 8, at);
+}
+
+// The time of day along the foot, as often as there is room, but not where the crosshair has its own.
+function times(pen, { left, right, foot, width, height, now, wide, here, x }) {
+  pen.textBaseline = "alphabetic";
+  pen.textAlign = "center";
+  const [format, steps] = wide < 150 ? [clock, [15, 30, 60]] : [minute, [60, 120]];
+  const least = ((pen.measureText(format.format(0)).width + 14) / (right - left)) * wide;
+  const step = steps.find((step) => step >= least) ?? 300;
+  for (let t = Math.ceil((now - wide) / step) * step; t <= now; t += step) {
+    const text = format.format(t * 1000);
+    const half = pen.measureText(text).width / 2;
+    const at = Math.round(x(t)) + 0.5;
+    stroke(pen, colours.line, [at, foot], [at, foot + 4]);
+    const free = here === null || Math.abs(here - at) > 60;
+    if (free && at - half >= left - 4 && at + half <= width) pen.fillText(text, at, height - 5);
+  }
+}
+
+// Where one looks: a line, a dot on each line of data, and the time.
+function crosshair(pen, { left, head, foot, width, height, here, y }, shown, index) {
+  pen.lineWidth = 1;
+  stroke(pen, colours.strong, [here, head], [here, foot]);
+  pen.lineWidth = 2;
+  pen.strokeStyle = colours.panel;
+  for (const { data, colour } of shown) {
+    if ((data[index] ?? null) === null) continue;
+    pen.fillStyle = colour;
+    pen.beginPath();
+    pen.arc(here, y(data[index]), 4.5, 0, 7);
+    pen.fill();
+    pen.stroke();
+  }
+  const text = clock.format(live.t[index] * 1000);
+  const half = pen.measureText(text).width / 2 + 6;
+  const middle = Math.min(Math.max(here, left + half), width - half);
+  pen.fillStyle = colours.text;
+  pen.beginPath();
+  pen.roundRect(middle - half, height - 18, half * 2, 18, 4);
+  pen.fill();
+  pen.fillStyle = colours.panel;
+  pen.fillText(text, middle, height - 5);
 }
 
 // The sample one looks at: the newest unless there is a cursor.
@@ -720,9 +855,12 @@ function scale(largest, unit) {
   const most = Math.max(largest * 1.04, least);
   const raw = most / 4;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw * 0.999 && (unit !== "level" || n >= 1)) ?? raw;
+  const step =
+    [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw * 0.999 && (unit !== "level" || n >= 1)) ?? raw;
   const count = Math.ceil(most / step - 0.001);
-  const ticks = Array.from({ length: count + 1 }, (_, i) => i * step).filter((tick) => unit !== "share" || tick < 1.001);
+  const ticks = Array.from({ length: count + 1 }, (_, i) => i * step).filter(
+    (tick) => unit !== "share" || tick < 1.001,
+  );
   return { ticks, top: unit === "share" ? Math.min(count * step, 1.02) : count * step };
 }
 
@@ -734,13 +872,20 @@ function axis(ticks, unit) {
     for (let n = 0; n < 3; n += 1) if (Math.abs(step * 10 ** n - Math.round(step * 10 ** n)) < 1e-6) return n;
     return 3;
   };
-  const write = (by, of) => ticks.map((tick) => (tick === 0 ? "0" : tick / by >= 1000 ? grouped.format(tick / by) + of : (tick / by).toFixed(places(by)) + of));
+  const write = (by, of) =>
+    ticks.map((tick) =>
+      tick === 0 ? "0" : tick / by >= 1000 ? grouped.format(tick / by) + of : (tick / by).toFixed(places(by)) + of,
+    );
   if (unit === "share") return write(0.01, "\u00a0%");
   if (unit === "seconds") {
     const [by, of] = TIMES.find(([by]) => top >= by) ?? [1e-9, "ns"];
     return write(by, "\u00a0" + of);
   }
-  const [by, of] = [[1e9, "G"], [1e6, "M"], [1e4, "k"]].find(([by]) => top >= by) ?? [1, ""];
+  const [by, of] = [
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e4, "k"],
+  ].find(([by]) => top >= by) ?? [1, ""];
   return write(of === "k" ? 1e3 : by, of + (unit === "per_second" ? "/s" : ""));
 }
 
@@ -791,7 +936,9 @@ function table(columns, caption) {
     const first = columns[column][1] === "text" ? 1 : -1;
     if (sort?.column !== column) sort = { column, way: first };
     else sort = sort.way === first ? { column, way: -first } : null;
-    heads.forEach((th, i) => attr(th, "aria-sort", sort?.column === i ? (sort.way > 0 ? "ascending" : "descending") : null));
+    heads.forEach((th, i) =>
+      attr(th, "aria-sort", sort?.column === i ? (sort.way > 0 ? "ascending" : "descending") : null),
+    );
     ranks.clear();
     set(last);
   }
@@ -799,18 +946,24 @@ function table(columns, caption) {
   function compare(a, b) {
     const [x, y] = [figure(a[sort.column]), figure(b[sort.column])];
     if (x === null || y === null) return (x === null) - (y === null);
-    const by = typeof x === "string" ? x.localeCompare(y) : x - y || (a[sort.column]?.[1] ?? 0) - (b[sort.column]?.[1] ?? 0);
+    const by =
+      typeof x === "string" ? x.localeCompare(y) : x - y || (a[sort.column]?.[1] ?? 0) - (b[sort.column]?.[1] ?? 0);
     return by * sort.way;
   }
 
   function set(data) {
     last = data;
     const wanted = filter.value.trim().toLowerCase();
-    let rows = wanted ? data.rows.filter((row) => texts.some((i) => String(row[i]).toLowerCase().includes(wanted))) : data.rows.slice();
+    let rows = wanted
+      ? data.rows.filter((row) => texts.some((i) => String(row[i]).toLowerCase().includes(wanted)))
+      : data.rows.slice();
     if (sort) rows.sort(compare);
     if (held && ranks.size) {
       const rank = (row) => ranks.get(nameOf(row)) ?? Infinity;
-      rows = rows.map((row, i) => [rank(row), i, row]).sort((a, b) => a[0] - b[0] || a[1] - b[1]).map(([, , row]) => row);
+      rows = rows
+        .map((row, i) => [rank(row), i, row])
+        .sort((a, b) => a[0] - b[0] || a[1] - b[1])
+        .map(([, , row]) => row);
     }
     ranks = new Map(rows.map((row, i) => [nameOf(row), i]));
     rows.forEach((row, i) => fill(slots[i] ?? slot(), row));
@@ -905,7 +1058,16 @@ function buildTables() {
   $("tables").hidden = !$("tables-body").querySelector(".table");
 }
 
-const HOT = [["layer", "text"], ["route", "text"], ["stage", "text"], ["polls", "level"], ["busy", "seconds"], ["of the process", "share"], ["longest", "seconds"], ["slow", "level"]];
+const HOT = [
+  ["layer", "text"],
+  ["route", "text"],
+  ["stage", "text"],
+  ["polls", "level"],
+  ["busy", "seconds"],
+  ["of the process", "share"],
+  ["longest", "seconds"],
+  ["slow", "level"],
+];
 
 function buildHot() {
   const made = framed(HOT, "Busiest", null);
@@ -953,7 +1115,14 @@ function paint(seen, boxes) {
     placed.add(id);
     chain.push(id);
     const layer = layerOf(id);
-    const made = { chain, price: el("span", "price"), percent: el("span"), bar: el("i"), root: el("div", "box"), total: null };
+    const made = {
+      chain,
+      price: el("span", "price"),
+      percent: el("span"),
+      bar: el("i"),
+      root: el("div", "box"),
+      total: null,
+    };
     const { className, childNodes } = label(layer);
     made.root.append(
       el("div", "box-head", Object.assign(el("span", className), { dir: "auto" }), made.price),
@@ -969,7 +1138,11 @@ function paint(seen, boxes) {
   const chains = el("div", "chains");
   const firsts = ids.filter((id) => outer(id) === null);
   const start = (id) => {
-    const cost = el("p", "cost", firsts.length > 1 ? `tower-flow costs you, on calls through ${plain(layerOf(id).name)}` : "tower-flow costs you");
+    const cost = el(
+      "p",
+      "cost",
+      firsts.length > 1 ? `tower-flow costs you, on calls through ${plain(layerOf(id).name)}` : "tower-flow costs you",
+    );
     const total = el("b");
     cost.append(total);
     const column = el("div", "chain", cost, box(id, []));
@@ -983,7 +1156,14 @@ function paint(seen, boxes) {
   else nodes.push(el("p", "nothing", "No call went through a layer yet."));
   const others = live.state.layers.filter((layer) => !seen.has(layer.id));
   if (others.length) {
-    nodes.push(el("div", "apart", "Attached, with no call seen", el("ul", "", ...others.map((layer) => el("li", "layer", ...label(layer).childNodes)))));
+    nodes.push(
+      el(
+        "div",
+        "apart",
+        "Attached, with no call seen",
+        el("ul", "", ...others.map((layer) => el("li", "layer", ...label(layer).childNodes))),
+      ),
+    );
   }
   return nodes;
 }
@@ -1095,7 +1275,8 @@ function control(layer, knob, key) {
     const nullable = () => !text && (knob.null === true || live.knobs.get(key) === null || /\bnull\b/.test(knob.help));
     let edited = false;
     const apply = () => {
-      if (input.validity.badInput || (!text && input.value.trim() === "" && !nullable())) return say("A number is needed.");
+      if (input.validity.badInput || (!text && input.value.trim() === "" && !nullable()))
+        return say("A number is needed.");
       edited = false;
       turn(text ? input.value : input.value.trim() === "" ? null : Number(input.value));
     };
@@ -1138,7 +1319,14 @@ function locks() {
   const locked = $("locked");
   locked.hidden = knobs;
   locked.querySelector("button").hidden = !token;
-  put($("why-locked"), knobs ? "" : token ? "Knobs are locked. They can be turned by those who have the token." : "Knobs are only shown: the program was started without a token for this page.");
+  put(
+    $("why-locked"),
+    knobs
+      ? ""
+      : token
+        ? "Knobs are locked. They can be turned by those who have the token."
+        : "Knobs are only shown: the program was started without a token for this page.",
+  );
   put($("knobs-hint"), knobs ? "What is set here works at once." : "");
   $("lock").hidden = !token || !(any || profile !== true || knobs);
   put($("lock-text"), knobs ? "lock" : "unlock");
@@ -1250,7 +1438,9 @@ function spy() {
   const links = [...$("nav").children].filter((link) => !link.hidden);
   const tops = links.map((link) => $(link.hash.slice(1)).getBoundingClientRect().top);
   const end = innerHeight + scrollY >= document.documentElement.scrollHeight - 2;
-  const now = end ? links.length - 1 : tops.reduce((last, top, i) => (top < innerHeight * 0.4 && top > tops[last] ? i : last), 0);
+  const now = end
+    ? links.length - 1
+    : tops.reduce((last, top, i) => (top < innerHeight * 0.4 && top > tops[last] ? i : last), 0);
   if (links[now].hasAttribute("aria-current")) return;
   links.forEach((link, i) => attr(link, "aria-current", i === now ? "true" : null));
   $("nav").scrollTo({ left: links[now].offsetLeft - 60 });
@@ -1303,7 +1493,10 @@ function connect() {
     status("live", "live");
   };
   source.addEventListener("state", heard(onState));
-  source.addEventListener("tick", heard((data) => live.state && onTick(data)));
+  source.addEventListener(
+    "tick",
+    heard((data) => live.state && onTick(data)),
+  );
   source.addEventListener("error", () => {
     if (mine !== source) return;
     status("reconnecting", "reconnecting");
