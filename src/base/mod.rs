@@ -21,6 +21,8 @@ pub(crate) mod pertype;
 #[cfg(any(feature = "pool", feature = "timing"))]
 pub mod phases;
 pub mod priority;
+#[cfg(any(feature = "perf", feature = "protobuf"))]
+pub(crate) mod protobuf;
 #[cfg(any(feature = "profile", feature = "timing"))]
 pub mod route;
 pub mod signal;

@@ -1,26 +1,23 @@
 //! The protobuf exposition: delimited `io.prometheus.client.MetricFamily` messages.
 //!
-//! Numbers are those of the public `metrics.proto`. The messages are few and only ever written, so the wire format is
-//! written here by hand, without generated code or a compiler for it.
+//! Numbers are those of the public `metrics.proto`.
 
 use std::time::UNIX_EPOCH;
 
 use super::family::{Exemplar, Families, Family, Histogram, Kind, Native, Value};
 use super::label::Labels;
+use crate::base::protobuf::{Message, varint, zigzag};
 
 pub(super) fn encode(families: &Families) -> Vec<u8> {
     let mut out = Vec::new();
     for family in families.iter() {
         let message = Message::default().family(family);
-        varint(&mut out, message.0.len() as u64);
-        out.extend(message.0);
+        let message = message.into_bytes();
+        varint(&mut out, message.len() as u64);
+        out.extend(message);
     }
     out
 }
-
-/// The bytes of a message under construction.
-#[derive(Default)]
-struct Message(Vec<u8>);
 
 impl Message {
     fn family(self, family: &Family) -> Self {
@@ -138,47 +135,4 @@ impl Message {
             None => message,
         }
     }
-
-    fn whole(mut self, field: u64, value: u64) -> Self {
-        varint(&mut self.0, field << 3);
-        varint(&mut self.0, value);
-        self
-    }
-
-    fn signed(self, field: u64, value: i64) -> Self {
-        self.whole(field, zigzag(value))
-    }
-
-    fn double(mut self, field: u64, value: f64) -> Self {
-        varint(&mut self.0, field << 3 | 1);
-        self.0.extend(value.to_le_bytes());
-        self
-    }
-
-    fn text(self, field: u64, text: &str) -> Self {
-        self.bytes(field, text.as_bytes())
-    }
-
-    fn nested(self, field: u64, message: Self) -> Self {
-        self.bytes(field, &message.0)
-    }
-
-    fn bytes(mut self, field: u64, bytes: &[u8]) -> Self {
-        varint(&mut self.0, field << 3 | 2);
-        varint(&mut self.0, bytes.len() as u64);
-        self.0.extend_from_slice(bytes);
-        self
-    }
-}
-
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)) as u64
 }
