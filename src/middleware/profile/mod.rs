@@ -117,6 +117,7 @@ mod handle;
 mod http;
 mod layer;
 mod metrics;
+mod sampling;
 mod service;
 mod stage;
 mod state;
@@ -126,6 +127,10 @@ mod usage;
 pub use handle::{PollsSnapshot, ProfileHandle, StageSnapshot};
 pub use http::{HttpProfileLayer, HttpProfiled, HttpResponseFuture, ProfiledBody};
 pub use layer::ProfileLayer;
+#[cfg(feature = "perf")]
+pub use sampling::{
+    Counts, Phase, Profile, Profiler, ProfilerError, ProfilerState, RouteShare, Tag,
+};
 pub use service::{Profiled, ResponseFuture};
 pub use stage::Stage;
 pub use state::SlowPoll;
