@@ -19,6 +19,8 @@ mod limit;
 mod page;
 mod pool;
 mod profile;
+#[cfg(target_os = "linux")]
+mod profiler;
 mod proto;
 mod shed;
 mod stack_hyper;
