@@ -1,5 +1,6 @@
 //! The live page, and at the end what it knows of where the time went.
 
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use tower_flow::inspect::{HotPath, Value};
@@ -32,8 +33,18 @@ impl Live {
         let flow = Flow::new("showcase");
         let cpu = CpuUsage::new().attach(&flow);
         let _scheduler = SchedulerUsage::new("main").attach(&flow);
-        let admin = flow.admin().bind("127.0.0.1:0".parse()?).await?;
-        let url = format!("http://{}/", admin.local_addr());
+        // Anew for each run: knobs and profiles are for who has the address from here.
+        let token = format!(
+            "{:032x}",
+            u128::from(RandomState::new().hash_one(0)) << 64
+                | u128::from(RandomState::new().hash_one(1))
+        );
+        let admin = flow
+            .admin()
+            .token(&token)
+            .bind("127.0.0.1:0".parse()?)
+            .await?;
+        let url = format!("http://{}/#token={token}", admin.local_addr());
         tokio::spawn(admin.run());
         // From here on, one call in 64 tells what each layer costs.
         flow.overhead();

@@ -139,7 +139,7 @@ impl Key {
             Self::BatchSize => ["batch_size", "items in a batch", "level"],
             Self::Cpu => ["cpu", "CPU", "share"],
             Self::Scheduler => ["scheduler", "scheduler", "share"],
-            Self::RunQueue => ["run_queue", "run queue", "share"],
+            Self::RunQueue => ["run_queue", "threads waiting for a core", "level"],
             Self::WakeDelay => ["wake_delay", "wake-up delay", "seconds"],
         }
     }

@@ -11,6 +11,8 @@ use super::{Answer, Page, answer, refused};
 use crate::admin::body::AdminBody;
 use crate::admin::query;
 use crate::admin::service::{Ask, Shared, untrusted};
+#[cfg(feature = "perf")]
+use crate::profile::{Profile, ProfilerError};
 
 /// Samples what the process does for a while.
 pub(super) const PAGE: Page = Page {
@@ -165,7 +167,7 @@ impl Profiles {
 impl Default for Profiles {
     fn default() -> Self {
         Self {
-            source: Box::new(Nothing),
+            source: Box::new(Sampling),
             taking: Arc::default(),
         }
     }
@@ -186,12 +188,43 @@ impl Drop for Turn {
     }
 }
 
-/// Takes none.
-struct Nothing;
+/// The profiler, where it is built in.
+struct Sampling;
 
-impl Source for Nothing {
+#[cfg(feature = "perf")]
+impl Source for Sampling {
+    fn take(&self, order: Order) -> Taken {
+        Box::pin(async move {
+            let taken = Profile::take(order.duration, order.hz).await;
+            let profile = taken.map_err(|error| (status_of(&error), format!("{error}\n")))?;
+            // Drawing takes a while, and the runtime has other things to do.
+            let drawn = tokio::task::spawn_blocking(move || match order.format {
+                Format::Svg => profile.svg().into(),
+                Format::Folded => profile.folded().into(),
+                Format::Pprof => profile.pprof().into(),
+            });
+            drawn.await.map_err(|_| {
+                let message = "the profile was taken and could not be drawn\n".to_owned();
+                (StatusCode::INTERNAL_SERVER_ERROR, message)
+            })
+        })
+    }
+}
+
+#[cfg(feature = "perf")]
+fn status_of(error: &ProfilerError) -> StatusCode {
+    match error {
+        ProfilerError::Busy => StatusCode::CONFLICT,
+        ProfilerError::Rate(_) | ProfilerError::Length(_) => StatusCode::BAD_REQUEST,
+        ProfilerError::Denied { .. } | ProfilerError::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(not(feature = "perf"))]
+impl Source for Sampling {
     fn take(&self, _: Order) -> Taken {
-        let message = "this build takes no profiles\n".to_owned();
+        let message = "this build takes no profiles; tower-flow's feature `perf` does\n".to_owned();
         Box::pin(async { Err((StatusCode::NOT_IMPLEMENTED, message)) })
     }
 }

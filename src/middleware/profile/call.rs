@@ -1,9 +1,9 @@
 use std::task::Context;
 
 use super::delay::Delay;
+use super::sampling::tags;
 use super::stage::{self, Stage, Weight};
 use super::state::State;
-use super::tagging;
 use crate::base::clock::{self, Instant};
 use crate::base::route::Place;
 use crate::base::stats::{Lease, once_in};
@@ -36,7 +36,7 @@ impl Call {
         let every = state.every();
         let weight = (every > 0).then(|| Weight::decide(every));
         let seen = weight.is_some_and(|weight| weight != Weight(0));
-        if !seen && !tagging::on() {
+        if !seen && !tags::on() {
             return if every == 0 { Self::Off } else { Self::Passed };
         }
         Self::Seen(Seen {
@@ -88,10 +88,10 @@ impl Seen {
     #[inline]
     fn run<T>(&self, stage: Stage, start: Instant, run: impl FnOnce() -> T) -> T {
         let (state, measures) = (&*self.state, self.state.routes.at(&self.place));
-        let before = tagging::on().then(|| tagging::enter(measures.tag, start));
+        let before = tags::on().then(|| tags::enter(measures.tag, start));
         let record = |took, now| {
             if let Some(before) = before {
-                tagging::leave(before, now);
+                tags::leave(before, now);
             }
             if let Some(weight) = self.weight {
                 state.record(measures, stage, took, weight, now);

@@ -121,7 +121,6 @@ mod sampling;
 mod service;
 mod stage;
 mod state;
-mod tagging;
 mod usage;
 
 pub use handle::{PollsSnapshot, ProfileHandle, StageSnapshot};

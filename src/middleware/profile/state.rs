@@ -3,8 +3,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::sampling::tags::Tag;
 use super::stage::{Stage, Took, Weight};
-use super::tagging::Tag;
 use crate::base::clock::{Instant, nanos};
 use crate::base::cost::Cost;
 use crate::base::route::{OTHER, Routes};
