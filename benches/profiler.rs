@@ -28,6 +28,7 @@ mod linux {
     /// Polls of a round by each worker. Of 10 µs or so each, as those of a service that answers from memory.
     const POLLS: u64 = 5_000;
     const WORKERS: usize = 2;
+    const RATES: [u32; 3] = [0, 99, 999];
     const TAGS: u32 = 5_000_000;
 
     pub fn main() {
@@ -68,8 +69,14 @@ mod linux {
     fn load(rounds: usize) {
         let mut cpu = [(); 3].map(|()| Vec::new());
         let (mut starts, mut stops, mut costs) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            for (hz, cpu) in [0, 99, 999].into_iter().zip(&mut cpu) {
+        for turn in 0..rounds {
+            // Each comes after each of the others equally often.
+            for place in 0..RATES.len() {
+                let which = match turn % 2 {
+                    0 => (turn / 2 + place) % RATES.len(),
+                    _ => (turn / 2 + RATES.len() - place) % RATES.len(),
+                };
+                let (hz, cpu) = (RATES[which], &mut cpu[which]);
                 let start = Instant::now();
                 let profiler = (hz > 0).then(|| Profiler::start(hz).expect("it started before"));
                 if hz > 0 {
