@@ -26,14 +26,14 @@ mod linux {
     use tower_flow::profile::{Profiler, Tag};
 
     /// Polls of a round by each worker. Of 10 µs or so each, as those of a service that answers from memory.
-    const POLLS: u64 = 5_000;
+    const POLLS: u64 = 50_000;
     const WORKERS: usize = 2;
     const RATES: [u32; 3] = [0, 99, 999];
     const TAGS: u32 = 5_000_000;
 
     pub fn main() {
         let rounds = std::env::var("TOWER_FLOW_ROUNDS")
-            .map_or(101, |rounds| rounds.parse().expect("a number of rounds"));
+            .map_or(15, |rounds| rounds.parse().expect("a number of rounds"));
         if let Err(error) = Profiler::start(99).map(Profiler::stop) {
             return println!("{error}");
         }
