@@ -114,7 +114,7 @@ use super::{LONGEST, RATES, sampler};
 /// | a tag while one runs, in and out | 25 ns and no allocation, beside the two readings of the clock a recorded poll makes anyway |
 /// | its own thread | 0.3 % to 0.9 % of the CPU time, more the more often tags change; [`Counts::cost`] says |
 /// | a sample | an interrupt of a timer, and a walk along the frames. On a virtual machine the timer alone can take 100 µs: 1 % to 2 % at 99 Hz, 12 % to 16 % at 999 |
-/// | to start | 0.3 ms, and 20 µs for each thread |
+/// | to start | 0.3 ms with a handful of threads |
 /// | to stop and find names | milliseconds to 0.1 s in a release build, seconds in a debug build of hundreds of megabytes |
 ///
 /// # Design
