@@ -27,7 +27,7 @@ pub fn print() {
             }
         })
     };
-    let counts = [0, 1, 100];
+    let counts = [0u64, 1, 100];
     let mut shares: [Vec<f64>; 3] = Default::default();
     let sizes = Arc::new((AtomicUsize::new(0), AtomicU64::new(0)));
     for _ in 0..(rounds() / 12).max(2) {
@@ -41,8 +41,14 @@ pub fn print() {
                 .collect();
             std::thread::sleep(Duration::from_secs(2));
             let (start, before) = (Instant::now(), spent.load(Relaxed));
+            let heard = sizes.1.load(Relaxed);
             std::thread::sleep(ROUND);
             let used = spent.load(Relaxed) - before;
+            let heard = sizes.1.load(Relaxed) - heard;
+            assert!(
+                heard >= 3 * count,
+                "all are told: {heard} updates for {count}"
+            );
             shares.push(used as f64 / start.elapsed().as_nanos() as f64 * 100.0);
             ended.store(true, Relaxed);
             threads
