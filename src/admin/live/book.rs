@@ -124,9 +124,13 @@ impl Book {
         }));
         let series = self.history.series().iter();
         let values = list(series.map(|series| list(series.values().map(short))));
+        let limits = list(self.history.series().iter().map(|series| {
+            let limits = series.limits();
+            limits.map_or("null".to_owned(), |limits| list(limits.map(short)))
+        }));
         format!(
             "\"service\":{},\"version\":\"{}\",\"now\":{},\"uptime\":{},\"period\":1,\"layers\":{layers},\
-             \"measures\":{measures},\"history\":{{\"at\":{},\"values\":{values}}}}}",
+             \"measures\":{measures},\"history\":{{\"at\":{},\"values\":{values},\"of\":{limits}}}}}",
             Text(flow.name()),
             env!("CARGO_PKG_VERSION"),
             unix(wall),
@@ -192,7 +196,7 @@ impl Book {
     fn head(&self, wall: SystemTime) -> String {
         let series = self.history.series();
         let values = list(series.iter().map(|series| short(series.last())));
-        let of = list(series.iter().map(|series| short(series.of)));
+        let of = list(series.iter().map(|series| short(series.limit())));
         let mut head = format!("\"now\":{}", unix(wall));
         // A String takes all that is written.
         let _ = write!(head, ",\"values\":{values},\"of\":{of}");

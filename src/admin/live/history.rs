@@ -17,7 +17,7 @@ const MOST: usize = 96;
 ///
 /// # Invariants
 ///
-/// Every series has as many values as there are times. Series stay in the order of their layers and keys; none ever goes.
+/// Every series has as many values, and limits, as there are times. Series stay in the order of their layers and keys; none ever goes.
 #[derive(Debug, Default)]
 pub(super) struct History {
     at: VecDeque<Instant>,
@@ -29,10 +29,10 @@ pub(super) struct History {
 pub(super) struct Series {
     pub(super) layer: usize,
     pub(super) key: Key,
-    /// What it may at most be, at the last point.
-    pub(super) of: Option<f64>,
     /// `NaN` where nothing is known.
     values: VecDeque<f32>,
+    /// What it might at most be, likewise.
+    limits: VecDeque<f32>,
 }
 
 impl History {
@@ -48,16 +48,17 @@ impl History {
         for series in &mut self.series {
             let layer = layers.get(series.layer);
             let now = layer.and_then(|layer| layer.iter().find(|m| m.key == series.key));
-            series.of = now.and_then(|measured| measured.of);
+            let kept = |number: Option<f64>| number.map_or(f32::NAN, |number| number as f32);
             let value = now.and_then(|measured| measured.value);
-            series
-                .values
-                .push_back(value.map_or(f32::NAN, |value| value as f32));
+            series.values.push_back(kept(value));
+            let limit = now.and_then(|measured| measured.of);
+            series.limits.push_back(kept(limit));
         }
         while self.at.len() > POINTS || self.is_over(now) {
             self.at.pop_front();
             for series in &mut self.series {
                 series.values.pop_front();
+                series.limits.pop_front();
             }
         }
         self.series.len() > known
@@ -75,12 +76,11 @@ impl History {
         if let Err(place) = place
             && self.series.len() < MOST
         {
-            let values = self.at.iter().map(|_| f32::NAN).collect();
-            let of = None;
+            let values: VecDeque<_> = self.at.iter().map(|_| f32::NAN).collect();
             let series = Series {
                 layer,
                 key,
-                of,
+                limits: values.clone(),
                 values,
             };
             self.series.insert(place, series);
@@ -105,16 +105,31 @@ impl History {
 impl Series {
     /// All points, oldest first.
     pub(super) fn values(&self) -> impl Iterator<Item = Option<f64>> {
-        self.values
-            .iter()
-            .map(|value| Some(f64::from(*value)).filter(|value| value.is_finite()))
+        self.values.iter().map(known)
+    }
+
+    /// What it might at most be at each; nothing when that was never known.
+    pub(super) fn limits(&self) -> Option<impl Iterator<Item = Option<f64>>> {
+        let limits = self.limits.iter().map(known);
+        limits
+            .clone()
+            .any(|limit| limit.is_some())
+            .then_some(limits)
     }
 
     /// The last point.
     pub(super) fn last(&self) -> Option<f64> {
-        let last = self.values.back().map(|value| f64::from(*value));
-        last.filter(|value| value.is_finite())
+        self.values.back().and_then(known)
     }
+
+    /// What it may at most be now.
+    pub(super) fn limit(&self) -> Option<f64> {
+        self.limits.back().and_then(known)
+    }
+}
+
+fn known(number: &f32) -> Option<f64> {
+    Some(f64::from(*number)).filter(|number| number.is_finite())
 }
 
 #[cfg(test)]
@@ -156,8 +171,20 @@ mod tests {
         );
         assert_eq!(second_series.last(), Some(400.0));
         // A gap: nobody looked for a while.
+        assert!(second_series.limits().is_none() && second_series.limit().is_none());
+        let limited = Measured {
+            of: Some(9.0),
+            ..measured(Key::P50, 1.0)
+        };
+        history.push(second(649), &[vec![], vec![limited]]);
+        assert_eq!(history.series()[1].limit(), Some(9.0));
         history.push(second(650), &[]);
-        assert_eq!(history.at(second(650)).count(), 52);
+        let limits: Vec<_> = history.series()[1].limits().into_iter().flatten().collect();
+        assert_eq!(
+            (limits.len(), limits[51], limits[52]),
+            (53, Some(9.0), None)
+        );
+        assert_eq!(history.at(second(650)).count(), 53);
         assert_eq!(history.series()[1].last(), None, "its layer said nothing");
     }
 

@@ -76,6 +76,9 @@ async fn the_state_comes_first_then_all_then_what_changes() {
         at.len(),
         late["history"]["values"][0].as_array().unwrap().len()
     );
+    let limits = late["history"]["of"][0].as_array().unwrap();
+    assert_eq!((limits.len(), &limits[0]), (at.len(), &8.into()));
+    assert!(late["history"]["of"][1].is_null(), "nobody limits it");
     assert_eq!(
         events.expect("tick").await["rows"]
             .as_array()
