@@ -2,8 +2,8 @@
 //!
 //! # How it works
 //!
-//! A layer keeps a [`Cost`]. Each of its calls asks it for a [`Toll`], which is empty but for one call in 64, and for
-//! all of them until somebody asks for the first time. A call that pays is measured: every time its own code runs it
+//! A layer keeps a [`Cost`]. Each of its calls asks it for a [`Toll`], which is empty but for one call in 64, and
+//! for all of them until somebody asks for the first time. A call that pays is measured: every time its own code runs it
 //! opens a stretch by [`Toll::own`], and calls and polls of the inner service go through [`Toll::inner`], which takes
 //! their time out again.
 //!
@@ -43,9 +43,6 @@ const EVERY: u32 = 64;
 /// No layer; also what a layer is inside until it is seen inside another one.
 const NONE: u32 = 0;
 
-/// Whether anybody wants to know.
-static WANTED: AtomicBool = AtomicBool::new(false);
-
 thread_local! {
     static INSIDE: Cell<u32> = const { Cell::new(NONE) };
     static OWN: Cell<bool> = const { Cell::new(false) };
@@ -60,6 +57,8 @@ pub struct Cost(Arc<Books>);
 #[derive(Debug)]
 struct Books {
     id: u32,
+    /// Whether anybody wants to know.
+    wanted: AtomicBool,
     inside: AtomicU32,
     calls: Exponential,
 }
@@ -111,11 +110,6 @@ pub(crate) struct Typical {
     pub(crate) inside: Option<u32>,
 }
 
-/// Begins to measure, in the whole process.
-pub(crate) fn want() {
-    WANTED.store(true, Ordering::Relaxed);
-}
-
 /// Follows a request through layers that do not enclose each other: what is called within it is inside whatever ran
 /// last. Nothing unless a call that is measured began before.
 #[derive(Debug)]
@@ -143,6 +137,7 @@ impl Cost {
         static LAST: AtomicU32 = AtomicU32::new(NONE);
         Self(Arc::new(Books {
             id: LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+            wanted: AtomicBool::new(false),
             inside: NONE.into(),
             calls: Exponential::new(),
         }))
@@ -151,7 +146,7 @@ impl Cost {
     /// A call begins. Inside one that is measured it is measured too.
     #[inline]
     pub fn call(&self) -> Toll {
-        if !WANTED.load(Ordering::Relaxed) {
+        if !self.0.wanted.load(Ordering::Relaxed) {
             return Toll(None);
         }
         self.ask()
@@ -168,6 +163,11 @@ impl Cost {
             books.inside.store(outer, Ordering::Relaxed);
         }
         Toll::measured(self)
+    }
+
+    /// Begins to measure.
+    pub(crate) fn want(&self) {
+        self.0.wanted.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn typical(&self) -> Typical {
@@ -314,6 +314,12 @@ mod tests {
         let _moved = tokio::time::advance(Duration::from_millis(ms)).now_or_never();
     }
 
+    fn wanted() -> Cost {
+        let cost = Cost::new();
+        cost.want();
+        cost
+    }
+
     /// A call that is measured.
     fn toll(cost: &Cost) -> Toll {
         Toll::measured(cost)
@@ -331,8 +337,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_inside_is_not_its_own() {
-        want();
-        let (outer, other) = (Cost::new(), Cost::new());
+        let (outer, other) = (wanted(), wanted());
         let call = toll(&outer);
         let own = call.own();
         spend(1);
@@ -360,8 +365,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_layer_that_encloses_nothing_is_seen_round_what_follows() {
-        want();
-        let (first, second) = (Cost::new(), Cost::new());
+        let (first, second) = (wanted(), wanted());
         let chain = Chain::begin();
         let call = toll(&first);
         drop(call.own());
@@ -403,8 +407,7 @@ mod tests {
 
     #[test]
     fn one_call_in_so_many_is_measured() {
-        want();
-        let cost = Cost::new();
+        let cost = wanted();
         for _ in 0..100 * EVERY {
             let _toll = cost.call();
         }

@@ -1,11 +1,12 @@
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 
 use super::clock::{self, Instant};
-use super::cost::{self, Cost};
+use super::cost::Cost;
 use super::inspect::{Inspect, Overhead, Value};
 use super::metrics::{Families, FlowCollector, Format, Kind, Labels, import};
 
@@ -41,6 +42,8 @@ struct Inner {
     started: Instant,
     registry: RwLock<Registry>,
     layers: RwLock<Vec<Arc<dyn Inspect>>>,
+    /// Whether the layers' costs are measured, those that are still to come included.
+    measured: AtomicBool,
 }
 
 impl Flow {
@@ -51,6 +54,7 @@ impl Flow {
             started: clock::now(),
             registry: RwLock::default(),
             layers: RwLock::default(),
+            measured: AtomicBool::new(false),
         }))
     }
 
@@ -67,11 +71,18 @@ impl Flow {
     /// Attaches a layer: most do it themselves in their own `attach`. It stays attached as long as the flow lives, so
     /// that no counter of it vanishes.
     pub fn attach(&self, layer: impl Inspect) {
-        self.0
+        let mut layers = self
+            .0
             .layers
             .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::new(layer));
+            .unwrap_or_else(PoisonError::into_inner);
+        // Within the lock: whoever begins to measure sees this layer, or is seen here.
+        if self.0.measured.load(Ordering::Relaxed)
+            && let Some(cost) = layer.cost()
+        {
+            cost.want();
+        }
+        layers.push(Arc::new(layer));
     }
 
     /// The attached layers, in the order they came.
@@ -156,7 +167,8 @@ impl Flow {
     /// What each attached layer itself costs per call: the time its own code takes, without what is inside it, in the
     /// median call.
     ///
-    /// The first call begins to measure, one call in 64 from then on and in the whole process, and so finds nothing.
+    /// The first time begins to measure, one call in 64 from then on, and so finds nothing. A call that is measured
+    /// allocates once; the live page measures while somebody looks.
     /// Layers that were not called since are left out. What a layer does in tasks of its own is not in it.
     ///
     /// ```
@@ -179,11 +191,17 @@ impl Flow {
     /// # Ok(()) } main().unwrap(); }
     /// ```
     pub fn overhead(&self) -> Vec<Overhead> {
-        cost::want();
+        let begun = self.0.measured.swap(true, Ordering::Relaxed);
         let layers = self.attached();
         let means: Vec<_> = layers
             .iter()
-            .map(|layer| layer.cost().map(Cost::typical))
+            .map(|layer| {
+                let cost = layer.cost()?;
+                if !begun {
+                    cost.want();
+                }
+                Some(cost.typical())
+            })
             .collect();
         let place = |id| {
             means
