@@ -6,7 +6,6 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use super::clock::{self, Instant};
-use super::cost::Cost;
 use super::inspect::{Inspect, Overhead, Value};
 use super::metrics::{Families, FlowCollector, Format, Kind, Labels, import};
 
