@@ -3,9 +3,9 @@
 //! # How it works
 //!
 //! A layer keeps a [`Cost`]. Each of its calls asks it for a [`Toll`], which is empty but for one call in 64, and
-//! for all of them until somebody asks for the first time. A call that pays is measured: every time its own code runs it
-//! opens a stretch by [`Toll::own`], and calls and polls of the inner service go through [`Toll::inner`], which takes
-//! their time out again.
+//! for all of them until somebody asks for the first time. Within a call that pays every layer's call pays, so the layers
+//! further inside are looked at more often. A call that pays is measured: its own code runs in [`Toll::run`], and calls
+//! and polls of the inner service in [`Toll::inner`], which takes their time out again.
 //!
 //! Who calls whom is seen on the way: a call that begins within the stretch of another layer's call is inside it.
 //!
@@ -23,13 +23,12 @@
 //! let cost = Cost::new();
 //! // A layer of your own does this for each call, and shows its cost by `Inspect::cost`.
 //! let toll = cost.call();
-//! let own = toll.own();
-//! let answer = toll.inner(|| 42);
-//! drop(own);
+//! let answer = toll.run(|| toll.inner(|| 41) + 1);
 //! assert_eq!(answer, 42);
 //! ```
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -76,11 +75,13 @@ struct Paid {
     nanos: AtomicU64,
 }
 
-/// While it lives the layer's own code runs.
+/// While it lives the layer's own code runs. It is dropped where it was made, the last one first.
 #[derive(Debug)]
 #[must_use = "dropped at once it measures nothing"]
-pub struct Own {
+pub(crate) struct Own {
     _stretch: Option<Stretch>,
+    /// It is its thread's alone.
+    _here: PhantomData<*const ()>,
 }
 
 #[derive(Debug)]
@@ -224,16 +225,24 @@ impl Toll {
         })))
     }
 
+    /// Runs the layer's own code.
+    #[inline]
+    pub fn run<T>(&self, run: impl FnOnce() -> T) -> T {
+        let _own = self.own();
+        run()
+    }
+
     /// The layer's own code runs from now on, until the answer is dropped.
     #[inline]
-    pub fn own(&self) -> Own {
+    pub(crate) fn own(&self) -> Own {
         let paid = self.0.as_ref();
         Own {
             _stretch: paid.map(|paid| Stretch::open(paid.clone())),
+            _here: PhantomData,
         }
     }
 
-    /// Runs what is not the layer's own: the inner service, within [`own`](Self::own).
+    /// Runs what is not the layer's own: the inner service, within [`run`](Self::run).
     #[inline]
     pub fn inner<T>(&self, run: impl FnOnce() -> T) -> T {
         inner(run)

@@ -166,8 +166,8 @@ impl Flow {
     /// What each attached layer itself costs per call: the time its own code takes, without what is inside it, in the
     /// median call.
     ///
-    /// The first time begins to measure, one call in 64 from then on, and so finds nothing. A call that is measured
-    /// allocates once; the live page measures while somebody looks.
+    /// The first time begins to measure, one call in 64 of each layer from then on and those inside it, and so finds
+    /// nothing. A call that is measured allocates once. The live page measures from when somebody looks first.
     /// Layers that were not called since are left out. What a layer does in tasks of its own is not in it.
     ///
     /// ```

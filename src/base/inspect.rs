@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::error::BoxError;
 use super::metrics::Families;
 
-pub use super::cost::{Cost, Own, Toll};
+pub use super::cost::{Cost, Toll};
 pub use shape::{Column, HotPath, Overhead, Reading, Role, Table, Unit, Vital};
 
 /// Live numbers of a layer. A layer's handle implements it; [`Flow::attach`](crate::Flow::attach) takes it.

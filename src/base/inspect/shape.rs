@@ -129,7 +129,8 @@ pub struct HotPath {
     pub max: Duration,
     /// Polls that were longer than the layer's threshold.
     pub slow: u64,
-    /// `busy` as a share of the CPU time the process used meanwhile, where that is known.
+    /// `busy` as a share of the CPU time the process used meanwhile, where that is known; of what all of the layer's polls
+    /// took, when they blocked and that is more.
     pub share: Option<f64>,
 }
 
@@ -141,7 +142,9 @@ pub struct Overhead {
     pub layer: usize,
     /// How many of its calls were looked at.
     pub sampled: u64,
-    /// What a call of it costs: its own code in `call`, in polls of the future and of the body.
+    /// What a call of it costs: its own code in `call` and in polls of the future, and where a body is followed for
+    /// numbers of its own, in `grpc`, `timing`, `throttle` and `profile`, of the body. The end of a body that only
+    /// gives a slot back is not in it, nor what runs in tasks of the layer's own.
     pub per_call: Duration,
     /// The place of the layer round it, in whose calls its own were seen.
     pub inside: Option<usize>,

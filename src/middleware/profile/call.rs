@@ -1,4 +1,4 @@
-use std::task::Context;
+use std::task::{Context, Poll};
 
 use super::delay::Delay;
 use super::sampling::tags;
@@ -8,116 +8,132 @@ use crate::base::clock::{self, Instant};
 use crate::base::route::Place;
 use crate::base::stats::{Lease, once_in};
 
-/// What is done about one call.
-#[derive(Debug)]
-pub(super) enum Call {
-    /// Nothing: the layer is off.
-    Off,
-    /// It is passed over, and so are calls inside it.
-    Passed,
-    /// It is looked at.
-    Seen(Seen),
-}
+/// What is done about one call; nothing when the layer is off.
+#[derive(Debug, Default)]
+pub(super) struct Call(Option<Known>);
 
-/// A call that is looked at.
+/// A call that is looked at, or passed over. Either may have to tell a sampling profiler where it is.
 #[derive(Debug)]
-pub(super) struct Seen {
+struct Known {
     state: Lease<State>,
     place: Place,
-    /// `None` when only a sampling profiler asks.
+    /// `None` when the layer was off, and only a sampling profiler asks.
     weight: Option<Weight>,
-    /// Whether its wake-ups are timed as well, which costs more.
+    /// Times the wake-ups of the response future, which costs more.
     delay: Option<Delay>,
 }
 
 impl Call {
     #[inline]
-    pub(super) fn start<'a>(state: &Lease<State>, route: impl FnOnce() -> Option<&'a str>) -> Self {
+    pub(super) fn start(state: &Lease<State>, route: Option<&str>) -> Self {
         let every = state.every();
+        if every == 0 && !tags::on() {
+            return Self(None);
+        }
         let weight = (every > 0).then(|| Weight::decide(every));
         let seen = weight.is_some_and(|weight| weight != Weight(0));
-        if !seen && !tags::on() {
-            return if every == 0 { Self::Off } else { Self::Passed };
-        }
-        Self::Seen(Seen {
-            place: state.routes.place(route()),
+        Self(Some(Known {
+            place: state.routes.place(route),
             state: state.clone(),
             weight,
             delay: (seen && once_in(state.delay_every)).then(Delay::new),
-        })
+        }))
     }
 
     /// Runs what belongs to the call.
     #[inline]
     pub(super) fn run<T>(&self, stage: Stage, run: impl FnOnce() -> T) -> T {
-        match self {
-            Self::Off => run(),
-            Self::Passed => Weight(0).within(run),
-            Self::Seen(seen) => seen.run(stage, clock::now(), run),
+        match &self.0 {
+            None => run(),
+            Some(known) => known.run(stage, None, run),
         }
     }
 
-    /// Polls what belongs to the call.
+    /// Polls the response future.
     #[inline]
     pub(super) fn poll<T>(
-        &self,
-        stage: Stage,
+        &mut self,
         cx: &mut Context<'_>,
-        poll: impl FnOnce(&mut Context<'_>) -> T,
-    ) -> T {
-        match self {
-            Self::Off => poll(cx),
-            Self::Passed => Weight(0).within(|| poll(cx)),
-            Self::Seen(seen) => seen.poll(stage, cx, poll),
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let Some(known) = &mut self.0 else {
+            return poll(cx);
+        };
+        let Some(delay) = &known.delay else {
+            return known.run(Stage::Future, None, || poll(cx));
+        };
+        let start = clock::now();
+        if let Some(delay) = delay.polled(start) {
+            known.state.routes.at(&known.place).delayed(delay);
         }
+        let polled = known.run(Stage::Future, Some(start), || delay.poll(cx, poll));
+        if polled.is_ready() {
+            // A body is polled when its reader wants more: that is no wait for a worker.
+            known.delay = None;
+        }
+        polled
     }
 
     /// Somebody served it: the name of its route becomes one.
     #[inline]
     pub(super) fn served(&mut self) {
-        if let Self::Seen(seen) = self
-            && let Place::Other(name) = &mut seen.place
+        if let Some(known) = &mut self.0
+            && let Place::Other(name) = &mut known.place
             && let Some(name) = name.take()
         {
-            seen.state.admit(&name);
+            known.state.admit(&name);
         }
     }
 }
 
-impl Seen {
+impl Known {
+    /// What is polled within the poll of an outer layer is looked at when that is, whoever made the call.
     #[inline]
-    fn run<T>(&self, stage: Stage, start: Instant, run: impl FnOnce() -> T) -> T {
-        let (state, measures) = (&*self.state, self.state.routes.at(&self.place));
-        let before = tags::on().then(|| tags::enter(measures.tag, start));
-        let record = |took, now| {
-            if let Some(before) = before {
-                tags::leave(before, now);
-            }
-            if let Some(weight) = self.weight {
-                state.record(measures, stage, took, weight, now);
-            }
-        };
-        let measured = || stage::measure(start, record, run);
-        match self.weight {
-            Some(weight) => weight.within(measured),
-            None => measured(),
+    fn run<T>(&self, stage: Stage, start: Option<Instant>, run: impl FnOnce() -> T) -> T {
+        let weight = self.weight.map(Weight::here);
+        let tagged = tags::on();
+        match weight {
+            Some(weight) if weight != Weight(0) => self.measure(stage, weight, start, tagged, run),
+            Some(_) if tagged => Weight(0).within(|| self.tag(run)),
+            Some(_) => Weight(0).within(run),
+            None if tagged => self.tag(run),
+            None => run(),
         }
     }
 
     #[inline]
-    fn poll<T>(
+    fn measure<T>(
         &self,
         stage: Stage,
-        cx: &mut Context<'_>,
-        poll: impl FnOnce(&mut Context<'_>) -> T,
+        weight: Weight,
+        start: Option<Instant>,
+        tagged: bool,
+        run: impl FnOnce() -> T,
     ) -> T {
-        let start = clock::now();
-        let Some(delay) = &self.delay else {
-            return self.run(stage, start, || poll(cx));
+        let state = &*self.state;
+        let measures = state.routes.at(&self.place);
+        let start = start.unwrap_or_else(clock::now);
+        let before = tagged.then(|| tags::enter(measures.tag, start));
+        let record = |took, now| {
+            if let Some(before) = before {
+                tags::leave(before, now);
+            }
+            state.record(&self.place, stage, took, weight, now);
         };
-        if let Some(delay) = delay.polled(start) {
-            self.state.routes.at(&self.place).delayed(delay);
+        weight.within(|| stage::measure(start, record, run))
+    }
+
+    /// Only tells where it is, and bills nothing.
+    #[cold]
+    fn tag<T>(&self, run: impl FnOnce() -> T) -> T {
+        struct Leave(tags::Tag);
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                tags::leave(self.0, clock::now());
+            }
         }
-        self.run(stage, start, || delay.poll(cx, poll))
+        let tag = self.state.routes.at(&self.place).tag;
+        let _leave = Leave(tags::enter(tag, clock::now()));
+        run()
     }
 }

@@ -8,7 +8,7 @@
 //!   of that request, never another one's.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
@@ -65,13 +65,16 @@ impl Delay {
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> T,
     ) -> T {
-        match &self.0 {
-            Some(alarm) => {
-                alarm.bell.set(cx.waker());
-                poll(&mut Context::from_waker(&alarm.waker))
-            }
-            None => poll(cx),
+        let Some(alarm) = &self.0 else {
+            return poll(cx);
+        };
+        alarm.bell.set(cx.waker());
+        let polled = poll(&mut Context::from_waker(&alarm.waker));
+        if !alarm.is_kept() {
+            // Nobody can ring it any more, and a task that only its wakers keep has to go with the last of them.
+            drop(alarm.bell.take());
         }
+        polled
     }
 }
 
@@ -80,10 +83,10 @@ impl Drop for Delay {
         let Some(mut alarm) = self.0.take() else {
             return;
         };
-        // Ours and the waker's; whoever else has one may still ring it.
-        if Arc::strong_count(&alarm.bell) == 2 {
+        if !alarm.is_kept() {
             // Foreign code may run when it goes, so not within the borrow.
-            drop(alarm.bell.clear());
+            drop(alarm.bell.take());
+            alarm.bell.woken.store(ASLEEP, Ordering::Relaxed);
             let _too_many = SPARE.try_with(|spares| {
                 let mut spares = spares.borrow_mut();
                 if spares.len() < SPARES {
@@ -111,6 +114,15 @@ impl Alarm {
             bell,
         }
     }
+
+    /// Whether somebody has a waker of it, beside the bell's owner and the waker here. Once nobody has, nobody will
+    /// until the next poll.
+    fn is_kept(&self) -> bool {
+        let kept = Arc::strong_count(&self.bell) > 2;
+        // Pairs with the Release of the last one's drop: what it rang is seen.
+        fence(Ordering::Acquire);
+        kept
+    }
 }
 
 impl Bell {
@@ -123,8 +135,8 @@ impl Bell {
         }
     }
 
-    fn clear(&self) -> Option<Waker> {
-        self.woken.store(ASLEEP, Ordering::Relaxed);
+    /// Whom it wakes, no more.
+    fn take(&self) -> Option<Waker> {
         self.task
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

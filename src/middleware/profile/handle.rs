@@ -10,6 +10,9 @@ use crate::base::error::BoxError;
 use crate::base::inspect::{Column, Cost, HotPath, Inspect, Knob, Table, Unit, Value};
 use crate::base::metrics::Families;
 
+/// Of so many calls one has to be looked at at least: beyond that the estimates say nothing.
+const RAREST: u32 = 1_000_000;
+
 /// Reads and tunes a [`ProfileLayer`](super::ProfileLayer); cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ProfileHandle(Arc<State>);
@@ -42,7 +45,7 @@ pub struct StageSnapshot {
     pub total: Duration,
     /// Polls that took longer than [`slow`](super::ProfileLayer::slow).
     pub slow: u64,
-    /// The longest poll that was looked at.
+    /// The longest poll that was looked at, without what profiled layers further inside took.
     pub max: Duration,
 }
 
@@ -67,9 +70,12 @@ impl ProfileHandle {
 
     /// Where the time went: every route and stage that was polled, the one that took most first.
     pub fn hot(&self) -> Vec<HotPath> {
-        let cpu = self.0.process_cpu();
-        let mut paths: Vec<_> = self
-            .snapshot()
+        let snapshot = self.snapshot();
+        let busy = snapshot.iter().flat_map(|route| &route.stages);
+        let busy: Duration = busy.map(|stage| stage.busy).sum();
+        // Polls that block take longer than the CPU time they use.
+        let all = self.0.process_cpu().map(|cpu| cpu.max(busy));
+        let mut paths: Vec<_> = snapshot
             .into_iter()
             .flat_map(|route| {
                 let name = route.route;
@@ -85,9 +91,9 @@ impl ProfileHandle {
                 total: stage.total,
                 max: stage.max,
                 slow: stage.slow,
-                share: cpu
-                    .filter(|cpu| !cpu.is_zero())
-                    .map(|cpu| stage.busy.as_secs_f64() / cpu.as_secs_f64()),
+                share: all
+                    .filter(|all| !all.is_zero())
+                    .map(|all| stage.busy.as_secs_f64() / all.as_secs_f64()),
             })
             .collect();
         paths.sort_by_key(|path| std::cmp::Reverse(path.busy));
@@ -153,7 +159,7 @@ impl Inspect for ProfileHandle {
         let now = clock::now();
         let slow = self.0.slow_polls().into_iter().map(|poll| {
             Value::map([
-                ("route", poll.route.into()),
+                ("route", (&*poll.route).into()),
                 ("stage", poll.stage.as_str().into()),
                 ("took", poll.took.into()),
                 ("ago", now.saturating_duration_since(poll.at).into()),
@@ -218,8 +224,10 @@ impl Inspect for ProfileHandle {
     fn turn(&self, name: &str, to: &Value) -> Result<(), BoxError> {
         match (name, to) {
             ("every", Value::Whole(every)) => {
-                let every = u32::try_from(*every)
-                    .map_err(|_| format!("one call in {every} is none; 0 turns it off"))?;
+                let fits = u32::try_from(*every).ok().filter(|every| *every <= RAREST);
+                let every = fits.ok_or_else(|| {
+                    format!("one call in {every} is none; at most {RAREST}, and 0 turns it off")
+                })?;
                 self.set_every(every);
                 Ok(())
             }

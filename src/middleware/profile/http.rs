@@ -102,7 +102,7 @@ where
     fn call(&mut self, req: http::Request<B>) -> Self::Future {
         let toll = self.state.cost.call();
         let _own = toll.own();
-        let call = Call::start(&self.state, || self.route.of(&req));
+        let call = Call::start(&self.state, self.route.of(&req));
         let inner = call.run(Stage::Call, || cost::inner(|| self.inner.call(req)));
         HttpResponseFuture {
             inner,
@@ -140,10 +140,10 @@ where
         let _own = this.toll.own();
         let call = this
             .call
-            .as_ref()
+            .as_mut()
             .expect("a future is not polled after its end");
         let inner = |cx: &mut Context<'_>| cost::inner(|| this.inner.poll(cx));
-        let result = ready!(call.poll(Stage::Future, cx, inner));
+        let result = ready!(call.poll(cx, inner));
         let mut call = this.call.take().expect("it was there for the poll");
         Poll::Ready(result.map(|response| {
             if is_served(&response) {
@@ -182,8 +182,8 @@ impl<B: Body> Body for ProfiledBody<B> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
         let _own = this.toll.own();
-        let inner = |cx: &mut Context<'_>| cost::inner(|| this.inner.poll_frame(cx));
-        this.call.poll(Stage::Body, cx, inner)
+        let inner = || cost::inner(|| this.inner.poll_frame(cx));
+        this.call.run(Stage::Body, inner)
     }
 
     #[inline]
@@ -201,7 +201,7 @@ impl<B: Default> Default for ProfiledBody<B> {
     fn default() -> Self {
         Self {
             inner: B::default(),
-            call: Call::Off,
+            call: Call::default(),
             toll: Toll::default(),
         }
     }

@@ -29,6 +29,11 @@ pub(super) fn collect(state: &State, families: &mut Families) {
                 "Polls that took longer than the threshold",
                 polls.slow as f64,
             );
+            counter(
+                "tower_flow_profile_blocked_polls",
+                "Polls that took longer than a second",
+                polls.blocked as f64,
+            );
             families
                 .family(
                     Kind::Gauge,

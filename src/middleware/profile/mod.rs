@@ -69,6 +69,7 @@
 //! For one in 16 of the calls that are looked at ([`delay_every`](ProfileLayer::delay_every)) the waker is wrapped, and
 //! the time between a wake-up and the poll it leads to is kept: how long tasks of a route queue for a worker. The
 //! wrapper is used again, unless the future leaves a waker behind that somebody keeps; that costs an allocation then.
+//! It ends with the response future: a body is polled when its reader wants more, which is no wait for a worker.
 //!
 //! # Metrics
 //!
@@ -77,9 +78,11 @@
 //! | `tower_flow_profile_polls_total` | counter | `name`, `route`, `stage` (`call`, `future`, `body`) |
 //! | `tower_flow_profile_busy_seconds_total` | counter | `name`, `route`, `stage` |
 //! | `tower_flow_profile_slow_polls_total` | counter | `name`, `route`, `stage` |
+//! | `tower_flow_profile_blocked_polls_total` | counter, polls above a second | `name`, `route`, `stage` |
 //! | `tower_flow_profile_max_poll_seconds` | gauge, since the start | `name`, `route`, `stage` |
 //! | `tower_flow_profile_wakeups_total` | counter, of those that were looked at | `name`, `route` |
 //! | `tower_flow_profile_wake_delay_seconds_total` | counter, of those | `name`, `route` |
+//! | `tower_flow_process_cpu_seconds_total` | counter | |
 //! | `tower_flow_cpu_seconds_total` | counter | `thread`, the name of threads without their number |
 //! | `tower_flow_run_queue_seconds_total` | counter | `thread` |
 //! | `tower_flow_threads` | gauge | `thread` |
@@ -97,8 +100,9 @@
 //!
 //! # Cost
 //!
-//! Two readings of the clock for each poll, four or five additions in cells of the calling thread, no allocation, no
-//! lock. A call that is passed over rolls a dice; a layer that is off loads a number. `benches/README.md` has the figures.
+//! Two readings of the clock for each poll, three or four additions in cells of the calling thread, no allocation, no
+//! lock; a slow poll is noted in a short list behind a lock nobody waits for. A call that is passed over rolls a dice and
+//! looks its route up; a layer that is off loads two numbers. `benches/README.md` has the figures.
 //!
 //! # Where in the stack
 //!

@@ -69,7 +69,7 @@ where
     fn call(&mut self, req: Req) -> Self::Future {
         let toll = self.state.cost.call();
         let _own = toll.own();
-        let call = Call::start(&self.state, || self.route.of(&req));
+        let call = Call::start(&self.state, self.route.of(&req));
         let inner = call.run(Stage::Call, || cost::inner(|| self.inner.call(req)));
         ResponseFuture { inner, call, toll }
     }
@@ -98,7 +98,7 @@ where
         let this = self.project();
         let _own = this.toll.own();
         let inner = |cx: &mut Context<'_>| cost::inner(|| this.inner.poll(cx));
-        let result = ready!(this.call.poll(Stage::Future, cx, inner));
+        let result = ready!(this.call.poll(cx, inner));
         if result.is_ok() {
             this.call.served();
         }

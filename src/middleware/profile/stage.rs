@@ -4,8 +4,9 @@
 //!
 //! - Code of one thread nests: what is entered last is left first, also in an unwinding. So two cells of the thread
 //!   are all there is: what was decided for the call that is being polled, and how long the polls inside it took so far.
-//! - Whether a call is looked at is decided by the outermost profiled layer; those inside it do as it did. Otherwise
-//!   the time of an inner poll nobody looked at would be taken for the outer one's own.
+//! - Whether a call is looked at is decided by the outermost profiled layer, for each poll by the outermost in whose
+//!   poll it is; those inside do as it did. Otherwise the time of an inner poll nobody looked at would be taken for the
+//!   outer one's own.
 //! - A poll that is looked at counts for as many as its weight says, so every counter is an estimate without bias.
 
 use std::cell::Cell;
@@ -69,6 +70,13 @@ impl Weight {
         DECIDED
             .get()
             .unwrap_or_else(|| Self(if once_in(every) { every } else { 0 }))
+    }
+
+    /// The weight of a poll of a call of this weight: that of the outer layer whose poll it is in, which may be another
+    /// where calls are made in one task and polled in another.
+    #[inline]
+    pub(super) fn here(self) -> Self {
+        DECIDED.get().unwrap_or(self)
     }
 
     /// Runs what belongs to a call of this weight: calls inside it are looked at if it is.

@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,15 +8,17 @@ use super::sampling::tags::Tag;
 use super::stage::{Stage, Took, Weight};
 use crate::base::clock::{Instant, nanos};
 use crate::base::cost::Cost;
-use crate::base::route::{OTHER, Routes};
+use crate::base::route::{OTHER, Place, Routes};
 use crate::base::signal::process_cpu;
 use crate::base::stats::Striped;
+
+/// A poll that takes longer has a worker to itself, however slow the layer's polls may be.
+const BLOCKED: Duration = Duration::from_secs(1);
 
 /// How many slow polls are remembered one by one.
 const REMEMBERED: usize = 32;
 
 /// What one layer knows.
-#[derive(Debug)]
 pub(super) struct State {
     pub(super) name: Arc<str>,
     pub(super) slow: Duration,
@@ -34,7 +37,7 @@ pub(super) struct State {
 #[non_exhaustive]
 pub struct SlowPoll {
     /// Whose it was.
-    pub route: String,
+    pub route: Arc<str>,
     /// What was polled.
     pub stage: Stage,
     /// How long it took, without profiled layers further inside.
@@ -47,6 +50,7 @@ pub struct SlowPoll {
 #[derive(Debug)]
 pub(super) struct Measures {
     cells: Striped,
+    route: Arc<str>,
     pub(super) tag: Tag,
 }
 
@@ -58,6 +62,7 @@ pub(super) struct Polls {
     pub(super) total: Duration,
     pub(super) max: Duration,
     pub(super) slow: u64,
+    pub(super) blocked: u64,
 }
 
 /// How long tasks of one route waited between wake-up and poll.
@@ -75,7 +80,8 @@ mod at {
     pub(super) const TOTAL: usize = 2;
     pub(super) const SLOW: usize = 3;
     pub(super) const MAX: usize = 4;
-    pub(super) const BLOCK: usize = 5;
+    pub(super) const BLOCKED: usize = 5;
+    pub(super) const BLOCK: usize = 6;
     pub(super) const DELAYS: usize = 3 * BLOCK;
     pub(super) const DELAY: usize = DELAYS + 1;
     pub(super) const DELAY_MAX: usize = DELAYS + 2;
@@ -138,28 +144,31 @@ impl State {
     #[inline]
     pub(super) fn record(
         &self,
-        measures: &Measures,
+        place: &Place,
         stage: Stage,
         took: Took,
         weight: Weight,
         at: Instant,
     ) {
-        if weight == Weight(0) {
-            return;
-        }
+        let measures = self.routes.at(place);
         let slow = took.own > self.slow;
         measures.record(stage, took, weight, slow);
         if slow {
-            self.remember(measures, stage, took.own, at);
+            self.remember(place, stage, took.own, at);
         }
     }
 
     #[cold]
-    fn remember(&self, measures: &Measures, stage: Stage, took: Duration, at: Instant) {
-        let all = self.all();
-        let found = all.iter().find(|(_, other)| std::ptr::eq(*other, measures));
-        let route = found.map_or(OTHER, |(name, _)| name).to_owned();
-        let mut slowest = self.slowest.lock().unwrap_or_else(PoisonError::into_inner);
+    fn remember(&self, place: &Place, stage: Stage, took: Duration, at: Instant) {
+        let route = match place {
+            // Not a route yet, and perhaps never: one that is slow and fails. It was slow all the same.
+            Place::Other(Some(name)) => Arc::from(&**name),
+            _ => self.routes.at(place).route.clone(),
+        };
+        // Slow polls come together: who finds another one at it goes on. The counters know of both.
+        let Ok(mut slowest) = self.slowest.try_lock() else {
+            return;
+        };
         if slowest.len() == REMEMBERED {
             slowest.pop_front();
         }
@@ -178,6 +187,15 @@ impl State {
     }
 }
 
+impl fmt::Debug for State {
+    /// Its name, since it is part of every future and body.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 // ===== impl Measures =====
 
 impl Measures {
@@ -185,6 +203,7 @@ impl Measures {
         Self {
             cells: Striped::new(at::CELLS),
             tag: Tag::new(layer, route),
+            route: route.into(),
         }
     }
 
@@ -192,11 +211,14 @@ impl Measures {
     fn record(&self, stage: Stage, took: Took, Weight(weight): Weight, slow: bool) {
         let cells = self.cells.local();
         let (block, weight) = (stage as usize * at::BLOCK, u64::from(weight));
-        cells.add(block + at::OWN, nanos(took.own) * weight);
-        cells.add(block + at::TOTAL, nanos(took.total) * weight);
+        cells.add(block + at::OWN, nanos(took.own).saturating_mul(weight));
+        cells.add(block + at::TOTAL, nanos(took.total).saturating_mul(weight));
         cells.raise(block + at::MAX, nanos(took.own));
         if slow {
             cells.add(block + at::SLOW, weight);
+            if took.own > BLOCKED {
+                cells.add(block + at::BLOCKED, weight);
+            }
         }
         // Last, so that whoever sees the poll sees its time.
         cells.add(block + at::COUNT, weight);
@@ -219,6 +241,7 @@ impl Measures {
             total: time(at::TOTAL),
             max: Duration::from_nanos(self.cells.greatest(block + at::MAX)),
             slow: self.cells.sum(block + at::SLOW),
+            blocked: self.cells.sum(block + at::BLOCKED),
         }
     }
 

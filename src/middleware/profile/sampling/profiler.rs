@@ -97,7 +97,8 @@ use super::{LONGEST, RATES, sampler};
 /// - The kernel's own work: time in system calls is in [`Counts::cpu`], not in the samples. Nor is time spent waiting.
 /// - The first up to 50 ms of a thread, and so all of one that lives no longer than that: [`Counts::cpu`] against the
 ///   samples tells whether there is much of it.
-/// - The route of a poll that was under way when the profiler started.
+/// - The route of a poll that was under way when the profiler started, and of calls that began before it in a layer that
+///   was off.
 ///
 /// # Errors
 ///

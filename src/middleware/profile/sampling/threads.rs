@@ -61,10 +61,13 @@ impl Threads {
     ///
     /// When there is not one thread that can be sampled.
     pub(super) fn scan(&mut self) -> io::Result<()> {
+        // Read to its end before anything is concluded from it: who is not in it has ended.
+        let names: Vec<_> = fs::read_dir("/proc/self/task")?
+            .map(|entry| entry.map(|entry| entry.file_name()))
+            .collect::<io::Result<_>>()?;
         self.round += 1;
         let mut failed = None;
-        for entry in fs::read_dir("/proc/self/task")? {
-            let name = entry?.file_name();
+        for name in names {
             let Some(thread) = name.to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };

@@ -212,6 +212,7 @@ impl Inspect for SchedulerUsage {
             if let Some(value) = value {
                 families
                     .family(Kind::Gauge, name, help)
+                    .greatest()
                     .push(labels(), value);
             }
         }
@@ -223,6 +224,7 @@ impl Inspect for SchedulerUsage {
                     "tower_flow_scheduler_busy_seconds",
                     "How long a worker was busy",
                 )
+                .greatest()
                 .push(labels.clone(), worker.total.as_secs_f64());
             families
                 .family(
@@ -230,6 +232,7 @@ impl Inspect for SchedulerUsage {
                     "tower_flow_scheduler_parks",
                     "How often a worker found nothing to do",
                 )
+                .greatest()
                 .push(labels, worker.parks);
         }
     }

@@ -3,7 +3,10 @@
 //! # Invariants
 //!
 //! - Totals never fall: what a thread used until it was last seen stays when it ends. What it used after that is lost.
-//! - A thread's number may be given to another one: a total that went back begins anew.
+//! - A thread's number may be given to another one: a total that went back begins anew. A name may change: what it used
+//!   since goes to the new one.
+//! - Between two readings a thread cannot use more time than passed. So one that could not be read for a while, and is
+//!   taken for new, adds no more than that.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -34,8 +37,8 @@ pub struct ThreadsSnapshot {
     pub cpu: Duration,
     /// How many cores they kept busy lately.
     pub cores: Option<f64>,
-    /// How long they waited for a core so far.
-    pub waited: Duration,
+    /// How long they waited for a core so far; `None` when the kernel does not tell.
+    pub waited: Option<Duration>,
     /// How many of them waited for a core lately, on average.
     pub waiting: Option<f64>,
 }
@@ -44,7 +47,7 @@ pub struct ThreadsSnapshot {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Time {
     pub(super) cpu: Duration,
-    pub(super) waited: Duration,
+    pub(super) waited: Option<Duration>,
 }
 
 /// One thread as it was read.
@@ -58,7 +61,7 @@ pub(super) struct Reading {
 /// The books.
 #[derive(Debug, Default)]
 pub(super) struct Threads {
-    last: HashMap<u64, (String, Time)>,
+    last: HashMap<u64, Time>,
     groups: BTreeMap<String, Group>,
     at: Option<Instant>,
 }
@@ -86,22 +89,19 @@ impl Threads {
         }
         let mut last = HashMap::with_capacity(readings.len());
         for Reading { id, name, time } in readings {
-            let before = match self.last.get(&id) {
-                Some((known, before)) if *known == name && before.cpu <= time.cpu => *before,
-                _ => Time::default(),
-            };
+            let before = self.last.get(&id).filter(|before| before.cpu <= time.cpu);
+            let mut grown = time.since(before.copied().unwrap_or_default());
+            if !first {
+                grown = grown.within(elapsed);
+            }
             let group = self.group(&name);
-            let grown = Time {
-                cpu: time.cpu.saturating_sub(before.cpu),
-                waited: time.waited.saturating_sub(before.waited),
-            };
             group.threads += 1;
             group.total.add(grown);
             if !first {
                 group.elapsed = elapsed;
                 group.recent.add(grown);
             }
-            last.insert(id, (name, time));
+            last.insert(id, time);
         }
         self.last = last;
     }
@@ -110,7 +110,7 @@ impl Threads {
     pub(super) fn waiting(&self) -> Option<f64> {
         self.groups
             .values()
-            .filter_map(|group| group.rate(group.recent.waited))
+            .filter_map(|group| group.rate(group.recent.waited?))
             .reduce(|a, b| a + b)
     }
 
@@ -138,7 +138,7 @@ impl Group {
             cpu: self.total.cpu,
             cores: self.rate(self.recent.cpu),
             waited: self.total.waited,
-            waiting: self.rate(self.recent.waited),
+            waiting: self.recent.waited.and_then(|waited| self.rate(waited)),
         }
     }
 
@@ -150,7 +150,27 @@ impl Group {
 impl Time {
     fn add(&mut self, other: Self) {
         self.cpu += other.cpu;
-        self.waited += other.waited;
+        if let Some(waited) = other.waited {
+            *self.waited.get_or_insert_default() += waited;
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(before.cpu),
+            waited: self
+                .waited
+                .map(|waited| waited.saturating_sub(before.waited.unwrap_or_default())),
+        }
+    }
+
+    /// No more than `elapsed`, and a tick, since ticks come when they come.
+    fn within(self, elapsed: Duration) -> Self {
+        let most = elapsed + TICK;
+        Self {
+            cpu: self.cpu.min(most),
+            waited: self.waited.map(|waited| waited.min(most)),
+        }
     }
 }
 
@@ -171,8 +191,8 @@ pub(super) fn read(proc: &Path) -> Option<Vec<Reading>> {
         let dir = entry.ok()?.path();
         let id = dir.file_name()?.to_str()?.parse().ok()?;
         let name = text(dir.join("comm"))?.trim_end().to_owned();
-        let time = match text(dir.join("schedstat")) {
-            Some(stat) => schedstat(&stat)?,
+        let time = match text(dir.join("schedstat")).as_deref().and_then(schedstat) {
+            Some(time) => time,
             None => ticks(&text(dir.join("stat"))?)?,
         };
         Some(Reading { id, name, time })
@@ -190,13 +210,14 @@ fn text(file: PathBuf) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// `cpu waited slices`, the times in nanoseconds.
+/// `cpu waited slices`, the times in nanoseconds. A kernel that does not keep them says `0 0 0`.
 fn schedstat(text: &str) -> Option<Time> {
     let mut numbers = text.split_ascii_whitespace().map(str::parse);
     let mut next = || Some(Duration::from_nanos(numbers.next()?.ok()?));
-    Some(Time {
-        cpu: next()?,
-        waited: next()?,
+    let (cpu, waited) = (next()?, next()?);
+    (!cpu.is_zero()).then_some(Time {
+        cpu,
+        waited: Some(waited),
     })
 }
 
@@ -206,10 +227,7 @@ fn ticks(text: &str) -> Option<Time> {
     let mut fields = rest.split_ascii_whitespace().skip(11);
     let mut next = || fields.next()?.parse::<u32>().ok();
     let cpu = TICK.saturating_mul(next()?.saturating_add(next()?));
-    Some(Time {
-        cpu,
-        waited: Duration::ZERO,
-    })
+    Some(Time { cpu, waited: None })
 }
 
 #[cfg(test)]
@@ -223,7 +241,7 @@ mod tests {
         let name = name.to_owned();
         let time = Time {
             cpu: cpu * MS,
-            waited: waited * MS,
+            waited: Some(waited * MS),
         };
         Reading { id, name, time }
     }
@@ -244,7 +262,7 @@ mod tests {
         assert_eq!((&*worker.name, worker.threads), ("worker", 2));
         assert_eq!(worker.cores, Some(1.0));
         assert!((worker.waiting.unwrap() - 0.1).abs() < 1e-9);
-        assert_eq!((worker.cpu, worker.waited), (600 * MS, 17 * MS));
+        assert_eq!((worker.cpu, worker.waited), (600 * MS, Some(17 * MS)));
     }
 
     #[test]
@@ -257,6 +275,7 @@ mod tests {
         // Another thread has the number now.
         threads.note(start + 200 * MS, vec![reading(2, "a", 1, 0)]);
         assert_eq!(threads.snapshot()[0].cpu, 503 * MS);
+        // It calls itself something else now.
         threads.note(start + 300 * MS, vec![reading(2, "b", 9, 0)]);
         let shown = threads.snapshot();
         let cpu = |name| {
@@ -265,7 +284,33 @@ mod tests {
                 .find(|group| group.name == name)
                 .map(|group| group.cpu)
         };
-        assert_eq!((cpu("a"), cpu("b")), (Some(503 * MS), Some(9 * MS)));
+        assert_eq!((cpu("a"), cpu("b")), (Some(503 * MS), Some(8 * MS)));
+    }
+
+    #[test]
+    fn nobody_uses_more_time_than_there_was() {
+        let (mut threads, start) = (Threads::default(), clock::now());
+        threads.note(start, vec![reading(1, "a", 5_000, 100)]);
+        // It could not be read for once.
+        threads.note(start + 100 * MS, Vec::new());
+        threads.note(start + 200 * MS, vec![reading(1, "a", 5_100, 100)]);
+        let a = &threads.snapshot()[0];
+        assert!(a.cores.unwrap() <= 1.1 && a.cpu <= 5_110 * MS, "{a:?}");
+        assert!(threads.waiting().unwrap() <= 1.1);
+    }
+
+    #[test]
+    fn who_is_not_told_how_long_threads_waited_does_not_say_so() {
+        let (mut threads, start) = (Threads::default(), clock::now());
+        let of = |cpu| {
+            let mut reading = reading(1, "a", cpu, 0);
+            reading.time.waited = None;
+            vec![reading]
+        };
+        threads.note(start, of(1));
+        threads.note(start + 100 * MS, of(2));
+        let a = &threads.snapshot()[0];
+        assert_eq!((a.waited, a.waiting, threads.waiting()), (None, None, None));
     }
 
     #[test]
@@ -283,10 +328,17 @@ mod tests {
     #[test]
     fn both_files_are_understood_and_garbage_is_not() {
         let time = schedstat("1000000 2000000 3\n").unwrap();
-        assert_eq!((time.cpu, time.waited), (MS, 2 * MS));
+        assert_eq!((time.cpu, time.waited), (MS, Some(2 * MS)));
         let stat = "7 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 30 12 13 14";
         assert_eq!(ticks(stat).unwrap().cpu, 420 * MS);
-        for garbage in ["", "1", "x 1 2", "-1 2 3", "1 99999999999999999999 1"] {
+        for garbage in [
+            "",
+            "1",
+            "x 1 2",
+            "-1 2 3",
+            "1 99999999999999999999 1",
+            "0 0 0",
+        ] {
             assert_eq!(schedstat(garbage), None, "{garbage:?}");
             assert_eq!(ticks(garbage), None, "{garbage:?}");
         }
