@@ -1,5 +1,7 @@
 //! Poll times, hot paths, and what the process uses: the layer in whole stacks, and over a real server.
 
+mod breaks;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -95,10 +97,10 @@ async fn slow_polls_are_named() {
             service.clone().oneshot(name).await.unwrap();
         }
     }
-    // The first call of a name is nobody's: the name becomes a route when it was served.
+    // The first was no route yet, and had the name all the same.
     let slow = handle.slow_polls();
     let routes: Vec<_> = slow.iter().map(|poll| (&*poll.route, poll.took)).collect();
-    assert_eq!(routes, [("other", 40 * MS), ("report", 40 * MS)]);
+    assert_eq!(routes, [("report", 40 * MS), ("report", 40 * MS)]);
     let stage = route(&handle, "report").stages[1].clone();
     assert_eq!((stage.slow, stage.max), (1, 40 * MS));
     assert_eq!(route(&handle, "list").stages[1].slow, 0);
@@ -307,7 +309,10 @@ fn the_process_and_its_threads_are_seen_to_work() {
     let burner = burner.unwrap_or_else(|| panic!("{now:?}"));
     assert_eq!(burner.threads, 1);
     // On a machine that has something else to do as well.
-    assert!(burner.cpu + burner.waited > 150 * MS, "{burner:?}");
+    assert!(
+        burner.cpu + burner.waited.unwrap_or_default() > 150 * MS,
+        "{burner:?}"
+    );
     assert!(burner.cores.unwrap() <= 1.1, "{burner:?}");
     assert!(now.used >= before.used && now.used.is_some());
     assert!(now.available.unwrap() > 0.0);

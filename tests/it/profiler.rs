@@ -9,7 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use tower_flow::profile::{Phase, Profile, Profiler, ProfilerError, Tag};
+use tower::{Layer, ServiceExt};
+use tower_flow::profile::{
+    Phase, Profile, ProfileHandle, ProfileLayer, Profiler, ProfilerError, Tag,
+};
+use tower_flow::route::Route;
+use tower_flow::{BoxError, Flow};
 
 use crate::support::{self, allocations, scratch};
 
@@ -533,5 +538,135 @@ fn tags_allocate_for_the_first_time_only() {
         }
         assert_eq!(allocations() - before, 0, "on");
         drop(profiler);
+    });
+}
+
+/// The request is its route.
+#[derive(Clone)]
+struct ByName;
+
+impl Route<String> for ByName {
+    fn of<'a>(&self, req: &'a String) -> Option<&'a str> {
+        Some(req)
+    }
+}
+
+/// Works for as much CPU time, in a poll of the layer's.
+fn service(
+    layer: &ProfileLayer<ByName>,
+) -> impl tower::Service<String, Response = (), Error = BoxError, Future: Send> + Clone + Send + use<>
+{
+    layer.layer(tower::service_fn(async |name: String| {
+        let time = if name == "dear" { 30 } else { 10 };
+        until(Duration::from_millis(time), || burn_three(1));
+        Ok::<_, BoxError>(())
+    }))
+}
+
+#[test]
+fn polls_of_a_layer_are_samples_of_its_routes_and_none_of_its_numbers_change() {
+    alone(
+        "polls_of_a_layer_are_samples_of_its_routes_and_none_of_its_numbers_change",
+        || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            // One that looks at all, one at a tenth, one that is off: the profiler sees all of them.
+            for every in [1, 10, 0] {
+                let layer = ProfileLayer::new("shop").route_with(ByName).every(every);
+                let outer = ProfileLayer::new("outer");
+                let service = outer.layer(service(&layer));
+                let run = || {
+                    runtime.block_on(async {
+                        for _ in 0..12 {
+                            service.clone().oneshot("dear".to_owned()).await.unwrap();
+                            service.clone().oneshot("cheap".to_owned()).await.unwrap();
+                        }
+                    });
+                };
+                // The names become routes.
+                run();
+                let billed = |handle: ProfileHandle| {
+                    let hot = handle.hot().into_iter();
+                    hot.map(|path| path.busy).sum::<Duration>()
+                };
+                let before = billed(outer.handle());
+                let Some(profiler) = start(999) else { return };
+                run();
+                let folded = profiler.stop().unwrap().folded();
+                let outer = billed(outer.handle()) - before;
+                let of = |route| samples(&folded, &[&format!("shop {route};"), "burn_three"]);
+                let (dear, cheap) = (of("dear"), of("cheap"));
+                let all = samples(&folded, &["burn_three"]);
+                // A layer that was off learns its routes now: one call of each is nobody's.
+                let known = dear + cheap + of("other");
+                assert!(known as f64 > 0.9 * all as f64, "{folded}");
+                let share = share(dear, dear + cheap);
+                assert!((share - 0.75).abs() < 0.08, "{share}\n{folded}");
+                if every == 0 {
+                    // It takes no time from the one round it either.
+                    assert!(outer > Duration::from_millis(400), "{outer:?}");
+                } else {
+                    assert!(
+                        outer < Duration::from_millis(50),
+                        "{outer:?} is the inner one's"
+                    );
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn the_endpoint_takes_profiles() {
+    alone("the_endpoint_takes_profiles", || {
+        let Some(profiler) = start(99) else { return };
+        drop(profiler);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let flow = Flow::new("t");
+            let layer = ProfileLayer::new("shop").route_with(ByName).attach(&flow);
+            let service = service(&layer);
+            let working = tokio::spawn(async move {
+                loop {
+                    service.clone().oneshot("dear".to_owned()).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            });
+            let server = flow
+                .admin()
+                .bind("127.0.0.1:0".parse().unwrap())
+                .await
+                .unwrap();
+            let url = format!(
+                "http://{}/debug/profile?hz=499&seconds=",
+                server.local_addr()
+            );
+            tokio::spawn(server.run());
+            let first = {
+                let url = format!("{url}1&format=folded");
+                tokio::spawn(async move { crate::http::get(&url, "*/*").await })
+            };
+            // A second one has to wait until the first is done.
+            let refused = loop {
+                let second = crate::http::get(&format!("{url}1&format=pb"), "*/*").await;
+                if second.status() == 409 {
+                    break second;
+                }
+                assert!(!first.is_finished(), "{}", second.status());
+            };
+            assert!(refused.body().ends_with(b"\n") && refused.body().len() < 200);
+            let first = first.await.unwrap();
+            assert_eq!(first.status(), 200);
+            let folded = String::from_utf8(first.body().to_vec()).unwrap();
+            assert!(samples(&folded, &["shop dear;"]) > 50, "{folded}");
+            for (format, kind, start) in [
+                ("svg", "image/svg+xml", &b"<?xml"[..]),
+                ("pb", "application/octet-stream", &b""[..]),
+            ] {
+                let taken = crate::http::get(&format!("{url}1&format={format}"), "*/*").await;
+                assert_eq!(taken.headers()["content-type"], kind);
+                assert!(taken.body().starts_with(start) && taken.body().len() > 500);
+            }
+            working.abort();
+        });
     });
 }
