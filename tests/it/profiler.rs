@@ -333,13 +333,26 @@ fn deep(n: u64) -> u64 {
     }
 }
 
+/// Panics as programs do, with a hook that looks the names of its backtrace up.
+#[inline(never)]
+fn loud() {
+    panic!("told to");
+}
+
 /// At the highest rate, with panics, backtraces, and threads that come and go: for 2 s, or 60 with `TOWER_FLOW_SOAK=1`.
 #[test]
 fn panics_and_backtraces_meanwhile_harm_nobody() {
     alone("panics_and_backtraces_meanwhile_harm_nobody", || {
         let soak = std::env::var("TOWER_FLOW_SOAK").is_ok_and(|soak| soak == "1");
         let length = Duration::from_secs(if soak { 60 } else { 2 });
+        std::panic::set_hook(Box::new(|info| {
+            black_box(format!(
+                "{info}\n{}",
+                std::backtrace::Backtrace::force_capture()
+            ));
+        }));
         // What standard library and kernel keep from the first time on.
+        _ = std::panic::catch_unwind(loud);
         _ = std::panic::catch_unwind(|| deep(3));
         let Some(profiler) = start(999) else { return };
         drop(profiler);
@@ -359,6 +372,7 @@ fn panics_and_backtraces_meanwhile_harm_nobody() {
                         rounds.fetch_add(1, Relaxed);
                         if n == 0 {
                             _ = std::thread::spawn(move || tag.within(|| deep(5))).join();
+                            assert!(std::panic::catch_unwind(|| tag.within(loud)).is_err());
                         }
                     }
                 })

@@ -3,16 +3,24 @@ use super::state::State;
 use crate::base::metrics::{Families, Kind, Labels};
 
 pub(super) fn collect(state: &State, families: &mut Families) {
-    for (route, measures) in state.all() {
+    for (route, measures) in state.routes.all(&state.name, |_| true) {
         let of_route = Labels::new()
             .with("name", state.name.to_string())
             .with("route", route.to_owned());
         for stage in Stage::ALL {
             let polls = measures.polls(stage);
+            let labels = of_route.clone().with("stage", stage.as_str());
+            // From the beginning, so that the first one is seen to be one more.
+            families
+                .family(
+                    Kind::Counter,
+                    "tower_flow_profile_blocked_polls",
+                    "Polls that took longer than a second",
+                )
+                .push(labels.clone(), polls.blocked);
             if polls.count == 0 {
                 continue;
             }
-            let labels = of_route.clone().with("stage", stage.as_str());
             let mut counter = |name, help, value: f64| {
                 families
                     .family(Kind::Counter, name, help)
@@ -28,11 +36,6 @@ pub(super) fn collect(state: &State, families: &mut Families) {
                 "tower_flow_profile_slow_polls",
                 "Polls that took longer than the threshold",
                 polls.slow as f64,
-            );
-            counter(
-                "tower_flow_profile_blocked_polls",
-                "Polls that took longer than a second",
-                polls.blocked as f64,
             );
             families
                 .family(

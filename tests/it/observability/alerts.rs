@@ -187,6 +187,7 @@ fn nothing_fires_while_all_is_well() {
             "unknown",
             "truncated",
             "slow_polls",
+            "blocked_polls",
             "abandoned",
             "malformed",
             "run_queue",

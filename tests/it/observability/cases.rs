@@ -288,11 +288,12 @@ fn process() -> Vec<Case> {
         ),
         case(
             "TowerFlowWorkerBlocked",
-            [Set {
-                // It never falls again, and is news for a while only.
-                after: Course::Is(3.0),
-                ..gauge("tower_flow_profile_max_poll_seconds", FUTURE, 0.1, 3.0)
-            }],
+            [counter(
+                "tower_flow_profile_blocked_polls_total",
+                FUTURE,
+                0.0,
+                2.0,
+            )],
         ),
         case(
             "TowerFlowCpuNearQuota",
