@@ -5,6 +5,8 @@
 
 const SPAN = 300; // Seconds that are kept and drawn.
 const STALE = 5; // Seconds without a tick until the numbers are called old.
+const LOST = 15; // Seconds until the stream is opened anew.
+const CALM = 3; // Seconds a layer has to be ahead until it takes the place of another.
 const PARK = 60; // Seconds in a hidden tab until the stream is closed.
 
 const $ = (id) => document.getElementById(id);
@@ -104,6 +106,7 @@ const SIZES = [
 
 // Each gives the figure and its unit.
 const UNITS = {
+  __proto__: null,
   seconds: (x) => (x === 0 ? ["0", "ms"] : scaled(x, TIMES)),
   share: (x) => [percent(x), "%"],
   per_second: (x) => [amount(x), "/s"],
@@ -327,47 +330,78 @@ function trace(pen, samples, x, y, { colour, dash = [], width = 1.6, fill }) {
 
 // ===== which layer a tile or a chart is of =====
 
-// The one with data, and of those the one with a limit, unless somebody chose.
-function picker(id, what, layers, key, changed) {
+// What is wrong with a measure now: how bad it is, and a word for it.
+function trouble(def, i) {
+  const [value, limit] = [newest(live.v[i]), newest(live.of[i])];
+  if (value === null) return null;
+  if (def.gauge && limit !== null && value >= limit) return ["warn", "at limit"];
+  return def.flag?.(value) ?? null;
+}
+
+// The one somebody chose. Otherwise, of what is better small, the layer where it is worst now; of all else the one with
+// the most traffic now. Trouble is shown at once; any other layer only once it was ahead for a while.
+function picker(id, def, layers, key, changed) {
   const saved = memory.read("pick") ?? {};
   const wanted = layers.find((layer) => title(layer) === saved[id]);
-  const pick = { layer: wanted ?? layers[0], chosen: Boolean(wanted), node: null };
+  const pick = { layer: wanted ?? layers[0], worse: null, node: null, settle() {} };
   if (layers.length === 1) {
     pick.node = label(layers[0]);
     pick.node.classList.add("of");
-    pick.settle = () => {};
     return pick;
   }
+  let chosen = Boolean(wanted);
   const select = el("select", "pick");
-  select.setAttribute("aria-label", `${what}: which layer`);
-  layers.forEach((layer, i) => {
-    const text = title(layer);
-    const option = el("option", "", text.length > 60 ? text.slice(0, 59) + "…" : text);
+  select.setAttribute("aria-label", `${def.title}: which layer`);
+  const short = (text) => (text.length > 60 ? text.slice(0, 59) + "…" : text);
+  const auto = `${def.worst ? "worst" : "busiest"} of ${layers.length}`;
+  [auto, ...layers.map((layer) => short(title(layer)))].forEach((text, i) => {
+    const option = el("option", "", text);
     option.value = i;
     select.append(option);
   });
   const choose = (layer) => {
     pick.layer = layer;
-    select.value = layers.indexOf(layer);
-    select.title = title(layer);
+    const name = title(layer);
+    put(select.options[0], chosen ? auto : `${short(name)} (${auto})`);
+    select.value = chosen ? layers.indexOf(layer) + 1 : 0;
+    select.title = chosen ? name : `${name}, the ${auto}`;
   };
+  let [looked, behind] = [null, null]; // When it was settled last, and since when another is ahead.
   select.addEventListener("change", () => {
-    pick.chosen = true;
-    choose(layers[select.value]);
-    memory.write("pick", { ...memory.read("pick"), [id]: title(pick.layer) });
+    chosen = select.value !== "0";
+    looked = null;
+    choose(layers[select.value - 1] ?? pick.layer);
+    memory.write("pick", { ...memory.read("pick"), [id]: chosen ? title(pick.layer) : undefined });
     changed();
   });
-  const score = (layer) => {
+
+  const valued = layers.every((layer) => measure(layer.id, "requests") >= 0);
+  const rank = (layer) => {
     const i = measure(layer.id, key);
-    return i < 0 ? -1 : (live.v[i].some((value) => value) ? 1 : 0) + (newest(live.of[i]) === null ? 0 : 2);
+    const value = newest(live.v[i]) ?? -1;
+    const traffic = valued ? (newest(live.v[measure(layer.id, "requests")]) ?? -1) : value;
+    const bad = { warn: 1, bad: 2 }[trouble(def, i)?.[0]] ?? 0;
+    // What is in flight says more where there is a limit to it.
+    return [bad, def.worst ? value : Number(value > 0 && newest(live.of[i]) !== null), traffic, value];
   };
+  const over = (a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2];
   pick.settle = () => {
-    if (pick.chosen) return;
-    let best = pick.layer;
-    for (const layer of layers) if (score(layer) > score(best)) best = layer;
-    if (best !== pick.layer) {
+    const now = newest(live.t);
+    const ranks = new Map(layers.map((layer) => [layer, rank(layer)]));
+    const best = layers.reduce((a, b) => (over(ranks.get(b), ranks.get(a)) > 0 ? b : a), pick.layer);
+    const [mine, its] = [ranks.get(pick.layer), ranks.get(best)];
+    const worse = its[0] > mine[0];
+    pick.worse = chosen && worse ? best : null;
+    if (chosen || now === null || its[3] < 0) return;
+    // As much traffic as another, give or take, is no reason to change.
+    const ahead = worse || its[1] > mine[1] || its[2] > mine[2] * 1.25;
+    if (!ahead) behind = null;
+    else behind ??= now;
+    const fresh = looked === null || Math.abs(now - looked) > CALM;
+    looked = now;
+    if (ahead && (worse || fresh || Math.abs(now - behind) >= CALM)) {
+      behind = null;
       choose(best);
-      changed();
     }
   };
   choose(pick.layer);
@@ -380,7 +414,7 @@ function picker(id, what, layers, key, changed) {
 const above = (warn, bad, words) => (x) => (x > bad ? ["bad", words[1]] : x > warn ? ["warn", words[0]] : null);
 const TILES = [
   { key: "requests", title: "Requests" },
-  { key: "errors", title: "Errors", flag: above(0.01, 0.05, ["raised", "high"]), colour: "c6" },
+  { key: "errors", title: "Errors", worst: true, flag: above(0.01, 0.05, ["raised", "high"]), colour: "c6" },
   {
     key: "p99",
     title: "Latency, p99",
@@ -391,7 +425,7 @@ const TILES = [
     colour: "c3",
   },
   { key: "in_flight", title: "In flight", also: [["waiting", "waiting"]], gauge: true },
-  { key: "shed", title: "Refused", flag: above(0, 0.1, ["refusing", "refusing"]), colour: "c6" },
+  { key: "shed", title: "Refused", worst: true, flag: above(0, 0.1, ["refusing", "refusing"]), colour: "c6" },
   {
     key: "open",
     title: "Connections",
@@ -453,7 +487,7 @@ function tile(def, layers) {
   spark.setAttribute("aria-hidden", "true");
   const gauge = def.gauge ? el("div", "gauge", el("i")) : null;
   const me = part(root, () => draw());
-  const pick = picker("tile." + def.key, def.title, layers, def.key, () => {
+  const pick = picker("tile." + def.key, def, layers, def.key, () => {
     me.old = true;
     later();
   });
@@ -473,7 +507,9 @@ function tile(def, layers) {
     if (!line) {
       line = el("b");
       notes.set(name, line);
-      also.append(el("span", "", name + " ", line));
+      const span = el("span", "", name + " ", line);
+      span.dataset.note = name;
+      also.append(span);
     }
     put(line, text);
     line.parentNode.hidden = text === null;
@@ -492,14 +528,15 @@ function tile(def, layers) {
       gauge.firstChild.style.transform = `scaleX(${limit ? Math.min(1, value / limit) : 0})`;
       put(of, limit === null ? "" : "of " + amount(limit));
     }
-    let level = value === null ? null : (def.flag?.(value) ?? null);
-    if (def.gauge && limit !== null && value >= limit) level = ["warn", "at limit"];
+    const level = trouble(def, i);
     attr(root, "data-level", level ? level[0] : null);
     put(flag, level ? level[1] : "");
     for (const [key, name] of def.also ?? []) {
       const at = measure(pick.layer.id, key);
       note(name, at < 0 ? null : show(live.state.measures[at].unit, newest(live.v[at])));
     }
+    const { worse } = pick;
+    note("worse", worse && `${title(worse)} ${show(unit, newest(live.v[measure(worse.id, def.key)]))}`);
     sparkline(live.v[i], unit, level);
   }
 
@@ -550,7 +587,7 @@ const CHARTS = [
       ["waiting", "waiting"],
     ],
   },
-  { id: "shed", title: "Refused", unit: "share", lines: [["shed", "refused"]], all: true },
+  { id: "shed", title: "Refused", unit: "share", lines: [["shed", "refused"]], all: true, worst: true },
   {
     id: "open",
     title: "Connections",
@@ -584,6 +621,7 @@ const CHARTS = [
 ];
 // What is worked out of two measures.
 const DERIVED = {
+  __proto__: null,
   limit: (layer) => {
     const i = measure(layer, "in_flight");
     return i < 0 || live.of[i].every((value) => value === null) ? null : live.of[i];
@@ -635,7 +673,7 @@ function chart(def, layers) {
   };
   // A few layers go side by side where there is but one line of each.
   const together = def.all && layers.length * def.lines.length <= LINES.length;
-  const pick = together ? null : picker("chart." + def.id, def.title, layers, def.lines[0][0], () => again());
+  const pick = together ? null : picker("chart." + def.id, def, layers, def.lines[0][0], () => again());
   const head = el("div", "chart-head", el("h3", "", def.title));
   if (pick) head.append(pick.node);
   else if (layers.length === 1) head.append(Object.assign(label(layers[0]), { className: "layer of" }));
