@@ -1474,6 +1474,8 @@ function header() {
 // Which section one is in.
 function spy() {
   const links = [...$("nav").children].filter((link) => !link.hidden);
+  $("nav").hidden = !links.length;
+  if (!links.length) return;
   const tops = links.map((link) => $(link.hash.slice(1)).getBoundingClientRect().top);
   const end = innerHeight + scrollY >= document.documentElement.scrollHeight - 2;
   const now = end
