@@ -201,8 +201,8 @@ function onTick(data) {
     live.tables.set(`${layer}/${table}`, { rows, more: 0 });
   }
   for (const [layer, table, more] of data.more ?? []) {
-    const shown = live.tables.get(`${layer}/${table}`);
-    if (shown) shown.more = more;
+    const key = `${layer}/${table}`;
+    live.tables.set(key, { rows: [], ...live.tables.get(key), more });
   }
   for (const [layer, knob, value] of data.knobs ?? []) live.knobs.set(`${layer}/${knob}`, value);
   if (data.stack) live.stack = data.stack;
@@ -1010,10 +1010,16 @@ function table(columns, caption) {
     put(counted, wanted ? `${rows.length} of ${total}` : total === 1 ? "1 row" : `${amount(total)} rows`);
     filter.hidden = filter.hidden && total <= 5;
     more.hidden = !data.more;
-    put(more, `${amount(data.more)} more rows; the busiest ${data.rows.length} are shown.`);
-    nothing.hidden = rows.length > 0;
-    put(nothing, wanted && total ? "No row has this in its name." : "Nothing yet.");
-    scroll.hidden = total === 0;
+    const shown = data.rows.length;
+    put(
+      more,
+      shown
+        ? `${amount(data.more)} more rows; the busiest ${shown} are shown.`
+        : "Its rows do not fit in here beside those of the other tables.",
+    );
+    nothing.hidden = rows.length > 0 || (!shown && data.more > 0);
+    put(nothing, wanted && shown ? "No row has this in its name." : "Nothing yet.");
+    scroll.hidden = shown === 0;
   }
   filter.hidden = true;
 
@@ -1082,7 +1088,7 @@ function buildTables() {
       const name = named(`${heading} of ${title(layer)}`);
       part(made.root, () => {
         const data = live.tables.get(`${layer.id}/${i}`) ?? { rows: [], more: 0 };
-        made.root.hidden = !data.rows.length;
+        made.root.hidden = !data.rows.length && !data.more;
         name.hidden = !made.root.hidden;
         made.set(data);
         bare.hidden = !bare.querySelector(".name:not([hidden])");
