@@ -1137,10 +1137,13 @@ function buildStack() {
     }
     for (const [id, box] of boxes) {
       const [, cost, , sampled] = seen.get(id);
-      const whole = box.chain.reduce((sum, other) => sum + seen.get(other)[1], 0);
-      const share = whole ? cost / whole : 0;
-      put(box.price, show("seconds", cost / 1e9));
-      box.price.title = `${amount(sampled)} calls looked at`;
+      // Not every call of the outermost layer reaches this one, or it does more than once.
+      const times = (other) => seen.get(other)[3] / seen.get(box.chain[0])[3];
+      const whole = box.chain.reduce((sum, other) => sum + seen.get(other)[1] * times(other), 0);
+      const share = whole ? (cost * times(id)) / whole : 0;
+      const often = Math.abs(times(id) - 1) < 0.05 ? "" : ` × ${amount(times(id))}`;
+      put(box.price, show("seconds", cost / 1e9) + often);
+      box.price.title = `${amount(sampled)} of its calls were looked at, ${amount(times(id))} for each of the outermost layer`;
       put(box.percent, show("share", share));
       box.bar.style.transform = `scaleX(${share})`;
       box.root.style.setProperty("--tint", `${Math.round(share * 14)}%`);
@@ -1180,22 +1183,18 @@ function paint(seen, boxes) {
     return made.root;
   };
   const chains = el("div", "chains");
-  const firsts = ids.filter((id) => outer(id) === null);
   const start = (id) => {
-    const cost = el(
-      "p",
-      "cost",
-      firsts.length > 1 ? `tower-flow costs you, on calls through ${plain(layerOf(id).name)}` : "tower-flow costs you",
-    );
     const total = el("b");
-    cost.append(total);
+    const cost = el("p", "cost", "tower-flow costs you ", total);
     const column = el("div", "chain", cost, box(id, []));
     boxes.get(id).total = total;
     chains.append(column);
+    return () => cost.append(" through ", named(title(layerOf(id))));
   };
-  firsts.forEach(start);
+  const through = ids.filter((id) => outer(id) === null).map(start);
   // Layers that call each other in a ring have no outermost one.
-  ids.filter((id) => !placed.has(id)).forEach((id) => placed.has(id) || start(id));
+  for (const id of ids) if (!placed.has(id)) through.push(start(id));
+  if (through.length > 1) through.forEach((say) => say());
   if (ids.length) nodes.push(chains);
   else nodes.push(el("p", "nothing", "No call went through a layer yet."));
   const others = live.state.layers.filter((layer) => !seen.has(layer.id));
