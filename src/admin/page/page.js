@@ -30,6 +30,8 @@ function attr(node, name, value) {
 // Controls in a name would let it pose as another: they are shown as what they are not.
 const plain = (text) => String(text).replace(/[\0-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, "\ufffd");
 
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 // A name: on one line, whole in its title.
 function named(text) {
   const node = el("span", "name", plain(text));
@@ -471,7 +473,7 @@ function buildTiles() {
   TILES.forEach(make);
   // What no tile knows has its own.
   for (const m of measures) {
-    if (!told.has(m)) make({ key: m.key, title: m.label.charAt(0).toUpperCase() + m.label.slice(1) });
+    if (!told.has(m)) make({ key: m.key, title: sentence(m.label) });
   }
 }
 
@@ -1241,14 +1243,16 @@ function control(layer, knob, key) {
   const id = "knob-" + key.replace("/", "-");
   const words = knob.name.replaceAll("_", " ");
   const flag = typeof knob.value === "boolean";
+  // What is off whenever one looks is something to do, not to switch on.
+  const deed = knob.value === false && /^set to (?!true|false|on\b|off\b)/i.test(knob.help);
   const text = typeof knob.value === "string";
   const fault = el("p", "fault");
   fault.setAttribute("aria-live", "polite");
-  const help = el("p", "help", knob.help);
+  const help = el("p", "help", deed ? sentence(knob.help.slice(7)) : knob.help);
   help.id = id + "-help";
   const name = el("label", "", words);
   const around = el("div", "control");
-  const input = el(flag ? "button" : "input", flag ? "switch" : "");
+  const input = el(flag ? "button" : "input", deed ? "button" : flag ? "switch" : "");
   const root = el("div", "knob", name, help, around, fault);
   root.dataset.knob = `${layer.name}/${knob.name}`;
   input.id = id;
@@ -1272,7 +1276,7 @@ function control(layer, knob, key) {
       if (mine !== wanted) return;
       if (answer.ok) {
         wanted.until = live.ticks + 2;
-        say("Set.", true);
+        say(deed ? "Done." : "Set.", true);
       } else {
         wanted = null;
         say(await reason(answer));
@@ -1293,7 +1297,16 @@ function control(layer, knob, key) {
   }
 
   let draw;
-  if (flag) {
+  if (deed) {
+    input.type = "button";
+    put(input, "Do it");
+    input.setAttribute("aria-label", `Do it: ${words}`);
+    around.append(input);
+    input.addEventListener("click", () => turn(true));
+    draw = () => {
+      input.disabled = !live.state.knobs || wanted?.until === Infinity;
+    };
+  } else if (flag) {
     input.type = "button";
     input.setAttribute("role", "switch");
     const word = el("span", "state");
@@ -1469,11 +1482,14 @@ function make(builders) {
 }
 
 function header() {
-  const { service, version } = live.state;
+  const { service, version, unshown } = live.state;
   put($("service"), plain(service));
   $("service").title = plain(service);
   document.title = `${plain(service)} · tower-flow`;
   put($("version"), `tower-flow ${version}`);
+  const left = Object.entries(unshown ?? {}).filter(([, count]) => count > 0);
+  $("unshown").hidden = !left.length;
+  put($("unshown-text"), left.map(([what, count]) => `${amount(count)} ${plain(what)}`).join(" and "));
 }
 
 // Which section one is in.
@@ -1554,7 +1570,9 @@ async function refused() {
   attempt += 1;
   const mine = source;
   const stop = new AbortController();
+  const enough = setTimeout(() => stop.abort(), LOST * 1000);
   const answer = await fetch("events", { signal: stop.signal }).catch(() => null);
+  clearTimeout(enough);
   stop.abort();
   if (mine !== source) return;
   if (answer?.status === 401) {
@@ -1566,10 +1584,14 @@ async function refused() {
   }
 }
 
+// A stream may be dead and not know it: nothing comes, and nothing fails. One that was refused is waited for elsewhere.
 setInterval(() => {
-  if (!source || document.body.dataset.connection !== "live") return;
+  if (!source || source.readyState === EventSource.CLOSED) return;
   const ago = (performance.now() - live.heard) / 1000;
-  if (ago > STALE) status("stale", "stale");
+  if (ago > LOST) {
+    status("reconnecting", "reconnecting");
+    connect();
+  } else if (ago > STALE && document.body.dataset.connection === "live") status("stale", "stale");
 }, 1000);
 
 // A tab nobody looks at does not keep a place in the server's bounded number of streams.
