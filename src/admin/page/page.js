@@ -2,12 +2,25 @@
 // The live page. /events sends one `state`, which says what there is, and then a `tick` every second with the numbers.
 // Names are the traffic's own: they become text nodes and titles, never markup. The DOM is made when the state comes;
 // a tick only changes text and draws what can be seen.
+//
+// In this order, each using what is above it:
+//   elements      to make and change them; names; what is remembered from visit to visit
+//   numbers       in words, by unit
+//   the data      what came from the server, and how it gets into `live`
+//   drawing       a part is drawn when it is seen and old
+//   the pen       colours of the theme, canvases, lines through samples
+//   picking       which layer a tile or a chart is of
+//   tiles, charts, tables, the stack, knobs: a section of the page each; `build…` makes it for a state
+//   the whole     sections put together, the header, the theme
+//   the stream    opening it, noticing its end, parking it
 
 const SPAN = 300; // Seconds that are kept and drawn.
 const STALE = 5; // Seconds without a tick until the numbers are called old.
 const LOST = 15; // Seconds until the stream is opened anew.
 const CALM = 3; // Seconds a layer has to be ahead until it takes the place of another.
 const PARK = 60; // Seconds in a hidden tab until the stream is closed.
+
+// ===== elements =====
 
 const $ = (id) => document.getElementById(id);
 
@@ -133,7 +146,7 @@ const HOURS = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
 const clock = new Intl.DateTimeFormat(undefined, { ...HOURS, second: "2-digit" });
 const minute = new Intl.DateTimeFormat(undefined, HOURS);
 
-// ===== what came from the server =====
+// ===== the data =====
 
 const live = {
   state: null,
@@ -218,7 +231,7 @@ function drop(count, last) {
   for (const list of [live.t, ...live.v, ...live.of]) list.splice(last ? -count : 0, count);
 }
 
-// ===== drawing only what can be seen =====
+// ===== drawing =====
 
 const parts = new Map(); // Root element to what draws it.
 const watcher = new IntersectionObserver(
@@ -264,7 +277,7 @@ function later() {
   });
 }
 
-// ===== colours =====
+// ===== the pen =====
 
 let colours = {};
 function palette() {
@@ -330,7 +343,7 @@ function trace(pen, samples, x, y, { colour, dash = [], width = 1.6, fill }) {
   pen.setLineDash([]);
 }
 
-// ===== which layer a tile or a chart is of =====
+// ===== picking =====
 
 // What is wrong with a measure now: how bad it is, and a word for it.
 function trouble(def, i) {
@@ -1507,8 +1520,6 @@ function spy() {
   $("nav").scrollTo({ left: links[now].offsetLeft - 60 });
 }
 addEventListener("scroll", () => requestAnimationFrame(spy), { passive: true });
-
-// ===== theme =====
 
 const THEMES = ["auto", "light", "dark"];
 let theme = THEMES.includes(memory.read("theme")) ? memory.read("theme") : "auto";
