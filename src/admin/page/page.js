@@ -89,6 +89,7 @@ function scaled(x, steps) {
 function amount(x) {
   if (Number.isInteger(x) && Math.abs(x) < 10000) return grouped.format(x);
   if (Math.abs(x) < 10000) return x > 0 && x < 0.005 ? "<0.01" : three(x);
+  if (Math.abs(x) >= 1e16) return x.toExponential(1);
   return scaled(x, [
     [1e12, "T"],
     [1e9, "G"],
@@ -377,7 +378,9 @@ function picker(id, def, layers, key, changed) {
   const choose = (layer) => {
     pick.layer = layer;
     const name = title(layer);
-    put(select.options[0], chosen ? auto : `${short(name)} (${auto})`);
+    // There is little room, and the kind says nothing where all are of one.
+    const brief = layers.every((other) => other.kind === layer.kind && other.name) ? plain(layer.name) : name;
+    put(select.options[0], chosen ? auto : `${short(brief)} (${auto})`);
     select.value = chosen ? layers.indexOf(layer) + 1 : 0;
     select.title = chosen ? name : `${name}, the ${auto}`;
   };
@@ -551,7 +554,7 @@ function tile(def, layers) {
       note(name, at < 0 ? null : show(live.state.measures[at].unit, newest(live.v[at])));
     }
     const { worse } = pick;
-    note("worse", worse && `${title(worse)} ${show(unit, newest(live.v[measure(worse.id, def.key)]))}`);
+    note("worse", worse && `${show(unit, newest(live.v[measure(worse.id, def.key)]))} ${title(worse)}`);
     sparkline(live.v[i], unit, level);
   }
 
@@ -1023,9 +1026,9 @@ function table(columns, caption) {
     while (slots.length > rows.length) slots.pop().tr.remove();
     const total = data.rows.length + data.more;
     put(counted, wanted ? `${rows.length} of ${total}` : total === 1 ? "1 row" : `${amount(total)} rows`);
-    filter.hidden = filter.hidden && total <= 5;
-    more.hidden = !data.more;
     const shown = data.rows.length;
+    filter.hidden = !shown || (filter.hidden && total <= 5);
+    more.hidden = !data.more;
     put(
       more,
       shown
