@@ -98,7 +98,6 @@ impl CpuUsage {
     }
 
     /// Shows it in `flow`.
-    #[must_use]
     pub fn attach(self, flow: &Flow) -> Self {
         flow.attach(self.clone());
         self

@@ -90,7 +90,6 @@ impl SchedulerUsage {
     }
 
     /// Shows it in `flow`.
-    #[must_use]
     pub fn attach(self, flow: &Flow) -> Self {
         flow.attach(self.clone());
         self
