@@ -18,6 +18,7 @@ const SPAN = 300; // Seconds that are kept and drawn.
 const STALE = 5; // Seconds without a tick until the numbers are called old.
 const LOST = 15; // Seconds until the stream is opened anew.
 const CALM = 3; // Seconds a layer has to be ahead until it takes the place of another.
+const LOOKED = 64; // Of so many calls of an outermost layer one is looked at for what it costs.
 const PARK = 60; // Seconds in a hidden tab until the stream is closed.
 
 // ===== elements =====
@@ -274,7 +275,7 @@ function later() {
       part.draw();
     }
     if (live.state)
-      put($("uptime"), "up " + lasting(live.state.uptime + (newest(live.t) ?? live.state.now) - live.state.now));
+      put($("uptime"), "up " + lasting(Math.max(0, live.state.uptime + (newest(live.t) ?? live.state.now) - live.state.now)));
   });
 }
 
@@ -400,7 +401,7 @@ function picker(id, def, layers, key, changed) {
     const traffic = valued ? (newest(live.v[measure(layer.id, "requests")]) ?? -1) : value;
     const bad = { warn: 1, bad: 2 }[trouble(def, i)?.[0]] ?? 0;
     // What is in flight says more where there is a limit to it.
-    return [bad, def.worst ? value : Number(value > 0 && newest(live.of[i]) !== null), traffic, value];
+    return [bad, def.worst ? value : Number(value > 0 && newest(live.of[i]) !== null), traffic];
   };
   const over = (a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2];
   pick.settle = () => {
@@ -410,7 +411,7 @@ function picker(id, def, layers, key, changed) {
     const [mine, its] = [ranks.get(pick.layer), ranks.get(best)];
     const worse = its[0] > mine[0];
     pick.worse = chosen && worse ? best : null;
-    if (chosen || now === null || its[3] < 0) return;
+    if (chosen || now === null || (its[2] < 0 && !worse)) return;
     // As much traffic as another, give or take, is no reason to change.
     const ahead = worse || its[1] > mine[1] || its[2] > mine[2] * 1.25;
     if (!ahead) behind = null;
@@ -1155,13 +1156,12 @@ function buildStack() {
     }
     for (const [id, box] of boxes) {
       const [, cost, , sampled] = seen.get(id);
-      // Not every call of the outermost layer reaches this one, or it does more than once.
-      const times = (other) => seen.get(other)[3] / seen.get(box.chain[0])[3];
+      const times = (other) => each(seen.get(other)[3], boxes.get(other).depth, seen.get(box.chain[0])[3]);
       const whole = box.chain.reduce((sum, other) => sum + seen.get(other)[1] * times(other), 0);
       const share = whole ? (cost * times(id)) / whole : 0;
-      const often = Math.abs(times(id) - 1) < 0.05 ? "" : ` × ${amount(times(id))}`;
+      const often = times(id) === 1 ? "" : ` × ${amount(times(id))}`;
       put(box.price, show("seconds", cost / 1e9) + often);
-      box.price.title = `${amount(sampled)} of its calls were looked at, ${amount(times(id))} for each of the outermost layer`;
+      box.price.title = `${amount(sampled)} of its calls were looked at; ${amount(times(id))} for each call of the outermost layer`;
       put(box.percent, show("share", share));
       box.bar.style.transform = `scaleX(${share})`;
       box.root.style.setProperty("--tint", `${Math.round(share * 14)}%`);
@@ -1170,18 +1170,28 @@ function buildStack() {
   });
 }
 
+// How many calls of a layer there are for each one of the outermost, by how many were looked at. Of a layer so deep these
+// are more: its calls are looked at within one that is, and of the others again one in LOOKED.
+function each(sampled, depth, outermost) {
+  const expected = outermost * LOOKED * (1 - (1 - 1 / LOOKED) ** (depth + 1));
+  const times = sampled / expected;
+  // Chance alone may make one for each look like this.
+  return Math.abs(times - 1) < Math.max(0.05, 2 * Math.sqrt(1 / expected + 1 / outermost)) ? 1 : times;
+}
+
 function paint(seen, boxes) {
   const nodes = [];
   // Where the layer round it is unknown or was not called, a layer is an outermost one.
   const outer = (id) => (seen.has(seen.get(id)[2]) ? seen.get(id)[2] : null);
   const ids = [...seen.keys()];
   const placed = new Set();
-  const box = (id, chain) => {
+  const box = (id, chain, depth) => {
     placed.add(id);
     chain.push(id);
     const layer = layerOf(id);
     const made = {
       chain,
+      depth,
       price: el("span", "price"),
       percent: el("span"),
       bar: el("i"),
@@ -1196,7 +1206,7 @@ function paint(seen, boxes) {
     made.root.querySelector(".layer").append(...childNodes);
     boxes.set(id, made);
     const within = ids.filter((other) => !placed.has(other) && outer(other) === id);
-    for (const other of within) made.root.append(box(other, chain));
+    for (const other of within) made.root.append(box(other, chain, depth + 1));
     if (!within.length) made.root.append(el("p", "inner", "your own code"));
     return made.root;
   };
@@ -1204,7 +1214,7 @@ function paint(seen, boxes) {
   const start = (id) => {
     const total = el("b");
     const cost = el("p", "cost", "tower-flow costs you ", total);
-    const column = el("div", "chain", cost, box(id, []));
+    const column = el("div", "chain", cost, box(id, [], 0));
     boxes.get(id).total = total;
     chains.append(column);
     return () => cost.append(" through ", named(title(layerOf(id))));
