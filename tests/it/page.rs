@@ -1,6 +1,8 @@
 //! The live page, looked at with a real browser.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -24,21 +26,59 @@ const CALL: Duration = Duration::from_millis(20);
 /// A call, by its route.
 struct Call(&'static str);
 
-/// A service that gives way to load, the load, and where its page is.
-async fn program() -> (SocketAddr, ShedHandle) {
-    let flow = Flow::new("orders");
+/// Where the page of a program is.
+async fn serve(flow: &Flow) -> SocketAddr {
+    let server = flow
+        .admin()
+        .token(TOKEN)
+        .bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    let addr = server.local_addr();
+    tokio::spawn(server.run());
+    addr
+}
+
+/// A little traffic of its own, which fails while it is told to.
+fn work(flow: &Flow) -> Arc<AtomicBool> {
+    let fails = Arc::new(AtomicBool::new(false));
+    let told = fails.clone();
+    let mut service = ServiceBuilder::new()
+        .layer(TimingLayer::new("worker").attach(flow))
+        .service(service_fn(move |_: Call| {
+            let fails = told.load(Ordering::Relaxed);
+            async move {
+                tokio::time::sleep(CALL).await;
+                if fails {
+                    Err(BoxError::from("told to"))
+                } else {
+                    Ok(())
+                }
+            }
+        }));
+    tokio::spawn(async move {
+        loop {
+            let ready = service.ready().await.unwrap();
+            let _ = ready.call(Call("/work")).await;
+        }
+    });
+    fails
+}
+
+/// A service that gives way to load, and the load.
+fn program(flow: &Flow) -> ShedHandle {
     let timing = TimingLayer::new("api")
         .route_by(|call: &Call| call.0)
-        .attach(&flow);
+        .attach(flow);
     let shed = ShedLayer::fixed(64)
         .name("api")
         .queue(Queue::none())
-        .attach(&flow);
+        .attach(flow);
     let profile = ProfileLayer::new("handlers")
         .route_by(|call: &Call| call.0)
-        .attach(&flow);
-    let _cpu = CpuUsage::new().attach(&flow);
-    let _scheduler = SchedulerUsage::new("main").attach(&flow);
+        .attach(flow);
+    let _cpu = CpuUsage::new().attach(flow);
+    let _scheduler = SchedulerUsage::new("main").attach(flow);
     let handle = shed.handle();
     let service = ServiceBuilder::new()
         .layer(timing)
@@ -62,15 +102,7 @@ async fn program() -> (SocketAddr, ShedHandle) {
             }
         });
     }
-    let server = flow
-        .admin()
-        .token(TOKEN)
-        .bind("127.0.0.1:0".parse().unwrap())
-        .await
-        .unwrap();
-    let addr = server.local_addr();
-    tokio::spawn(server.run());
-    (addr, handle)
+    handle
 }
 
 /// The share of refusals in what comes within half a second.
@@ -103,24 +135,37 @@ async fn the_page_shows_and_turns_what_runs() {
     let Some(browser) = Browser::start().await else {
         return;
     };
-    let (addr, shed) = program().await;
-    let here = format!("http://{addr}/");
+    let flow = Flow::new("orders");
+    let here = format!("http://{}/", serve(&flow).await);
     browser.screen(1400, 900, false, true).await;
     browser.client.goto(&here).await.unwrap();
 
+    it_waits_for_a_layer(&browser).await;
+    let shed = program(&flow);
+    let fails = work(&flow);
     numbers_move(&browser).await;
     names_stay_names(&browser).await;
+    trouble_comes_first(&browser, &fails).await;
     knobs_turn(&browser, &shed).await;
     keys_reach_all(&browser).await;
     every_screen_has_room(&browser).await;
+    a_link_unlocks(&browser, &here).await;
     nothing_else_was_asked(&browser, &here).await;
     browser.close().await;
 }
 
-async fn numbers_move(browser: &Browser) {
+async fn it_waits_for_a_layer(browser: &Browser) {
     browser
         .until("document.body.dataset.connection === 'live'")
         .await;
+    let shown = browser
+        .eval("[...document.querySelectorAll('main > *')].filter((part) => part.offsetHeight).map((part) => part.id)")
+        .await;
+    assert_eq!(shown, json!(["empty"]));
+    browser.screenshot("empty").await;
+}
+
+async fn numbers_move(browser: &Browser) {
     let requests = tile("requests");
     // 16 callers with 50 calls a second each.
     let first = browser
@@ -155,6 +200,23 @@ async fn names_stay_names(browser: &Browser) {
         json!(0)
     );
     assert_eq!(browser.eval("document.title").await, "orders · tower-flow");
+}
+
+/// A tile is about the layer with the most traffic, but one about trouble is about the layer that has it.
+async fn trouble_comes_first(browser: &Browser, fails: &AtomicBool) {
+    let layer =
+        |key| format!("document.querySelector('[data-key={key}] select').selectedOptions[0].text");
+    let level = "document.querySelector('[data-key=errors]').dataset.level";
+    fails.store(true, Ordering::Relaxed);
+    browser.until(&format!("{level} === 'bad'")).await;
+    let shown = format!("[{}, {}]", layer("errors"), layer("requests"));
+    assert_eq!(
+        browser.eval(&shown).await,
+        json!(["worker (worst of 2)", "api (busiest of 2)"])
+    );
+    browser.screenshot("trouble").await;
+    fails.store(false, Ordering::Relaxed);
+    browser.until(&format!("{level} === undefined")).await;
 }
 
 async fn knobs_turn(browser: &Browser, shed: &ShedHandle) {
@@ -263,6 +325,20 @@ async fn every_screen_has_room(browser: &Browser) {
             assert_eq!(browser.eval(&widths).await, json!([0, width]), "{section}");
         }
     }
+}
+
+async fn a_link_unlocks(browser: &Browser, here: &str) {
+    let locked = "document.querySelector('[data-knob=\"api/limit\"] input')?.disabled";
+    browser
+        .eval("document.getElementById('lock').click()")
+        .await;
+    browser.until(&format!("{locked} === true")).await;
+    // Another page between, so that this one is loaded with it.
+    browser.client.goto("about:blank").await.unwrap();
+    let link = format!("{here}#token={TOKEN}");
+    browser.client.goto(&link).await.unwrap();
+    browser.until(&format!("{locked} === false")).await;
+    assert_eq!(browser.eval("location.href").await, here);
 }
 
 async fn nothing_else_was_asked(browser: &Browser, here: &str) {
