@@ -59,6 +59,8 @@ struct Books {
     /// Whether anybody wants to know.
     wanted: AtomicBool,
     inside: AtomicU32,
+    /// Calls that were measured since they were inside one that was.
+    nested: AtomicU64,
     calls: Exponential,
 }
 
@@ -106,6 +108,7 @@ struct Cells {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Typical {
     pub(crate) sampled: u64,
+    pub(crate) nested: u64,
     pub(crate) per_call: Duration,
     pub(crate) id: u32,
     pub(crate) inside: Option<u32>,
@@ -140,6 +143,7 @@ impl Cost {
             id: LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             wanted: AtomicBool::new(false),
             inside: NONE.into(),
+            nested: AtomicU64::new(0),
             calls: Exponential::new(),
         }))
     }
@@ -162,6 +166,7 @@ impl Cost {
         // A service that calls itself through the same layer is not inside itself.
         if outer != NONE && outer != books.id {
             books.inside.store(outer, Ordering::Relaxed);
+            books.nested.fetch_add(1, Ordering::Relaxed);
         }
         Toll::measured(self)
     }
@@ -177,6 +182,7 @@ impl Cost {
         let inside = books.inside.load(Ordering::Relaxed);
         Typical {
             sampled: counts.count(),
+            nested: books.nested.load(Ordering::Relaxed),
             per_call: counts.quantiles().p50,
             id: books.id,
             inside: (inside != NONE).then_some(inside),

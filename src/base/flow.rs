@@ -212,6 +212,7 @@ impl Flow {
             Some(Overhead {
                 layer,
                 sampled: mean.sampled,
+                nested: mean.nested,
                 per_call: mean.per_call,
                 inside: mean.inside.and_then(place),
             })

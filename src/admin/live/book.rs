@@ -185,7 +185,10 @@ impl Book {
                     .inside
                     .map_or("null".to_owned(), |inside| inside.to_string());
                 let nanos = Short(cost.per_call.as_nanos() as f64);
-                format!("[{},{nanos},{inside},{}]", cost.layer, cost.sampled)
+                format!(
+                    "[{},{nanos},{inside},{},{}]",
+                    cost.layer, cost.sampled, cost.nested
+                )
             })
             .collect();
         hot.sort_by_key(|path| std::cmp::Reverse(path.busy));

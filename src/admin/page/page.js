@@ -18,7 +18,6 @@ const SPAN = 300; // Seconds that are kept and drawn.
 const STALE = 5; // Seconds without a tick until the numbers are called old.
 const LOST = 15; // Seconds until the stream is opened anew.
 const CALM = 3; // Seconds a layer has to be ahead until it takes the place of another.
-const LOOKED = 64; // Of so many calls of an outermost layer one is looked at for what it costs.
 const PARK = 60; // Seconds in a hidden tab until the stream is closed.
 
 // ===== elements =====
@@ -1156,11 +1155,11 @@ function buildStack() {
     }
     for (const [id, box] of boxes) {
       const [, cost, , sampled] = seen.get(id);
-      const times = (other) => each(seen.get(other)[3], boxes.get(other).depth, seen.get(box.chain[0])[3]);
+      const times = (other) => often(seen, boxes.get(other).path);
       const whole = box.chain.reduce((sum, other) => sum + seen.get(other)[1] * times(other), 0);
       const share = whole ? (cost * times(id)) / whole : 0;
-      const often = times(id) === 1 ? "" : ` × ${amount(times(id))}`;
-      put(box.price, show("seconds", cost / 1e9) + often);
+      const factor = times(id) === 1 ? "" : ` × ${amount(times(id))}`;
+      put(box.price, show("seconds", cost / 1e9) + factor);
       box.price.title = `${amount(sampled)} of its calls were looked at; ${amount(times(id))} for each call of the outermost layer`;
       put(box.percent, show("share", share));
       box.bar.style.transform = `scaleX(${share})`;
@@ -1170,13 +1169,13 @@ function buildStack() {
   });
 }
 
-// How many calls of a layer there are for each one of the outermost, by how many were looked at. Of a layer so deep these
-// are more: its calls are looked at within one that is, and of the others again one in LOOKED.
-function each(sampled, depth, outermost) {
-  const expected = outermost * LOOKED * (1 - (1 - 1 / LOOKED) ** (depth + 1));
-  const times = sampled / expected;
-  // Chance alone may make one for each look like this.
-  return Math.abs(times - 1) < Math.max(0.05, 2 * Math.sqrt(1 / expected + 1 / outermost)) ? 1 : times;
+// How many calls of the last layer of a path there are for each one of the first: of each layer, those that were looked
+// at inside the one before it, against all that were looked at of that one.
+function often(seen, path) {
+  let times = 1;
+  for (let i = 1; i < path.length; i++) times *= seen.get(path[i])[4] / seen.get(path[i - 1])[3];
+  // A call is under way at any moment.
+  return Math.abs(times - 1) < 0.05 ? 1 : times;
 }
 
 function paint(seen, boxes) {
@@ -1185,13 +1184,14 @@ function paint(seen, boxes) {
   const outer = (id) => (seen.has(seen.get(id)[2]) ? seen.get(id)[2] : null);
   const ids = [...seen.keys()];
   const placed = new Set();
-  const box = (id, chain, depth) => {
+  const box = (id, chain, above) => {
+    const path = [...above, id];
     placed.add(id);
     chain.push(id);
     const layer = layerOf(id);
     const made = {
       chain,
-      depth,
+      path,
       price: el("span", "price"),
       percent: el("span"),
       bar: el("i"),
@@ -1206,7 +1206,7 @@ function paint(seen, boxes) {
     made.root.querySelector(".layer").append(...childNodes);
     boxes.set(id, made);
     const within = ids.filter((other) => !placed.has(other) && outer(other) === id);
-    for (const other of within) made.root.append(box(other, chain, depth + 1));
+    for (const other of within) made.root.append(box(other, chain, path));
     if (!within.length) made.root.append(el("p", "inner", "your own code"));
     return made.root;
   };
@@ -1214,7 +1214,7 @@ function paint(seen, boxes) {
   const start = (id) => {
     const total = el("b");
     const cost = el("p", "cost", "tower-flow costs you ", total);
-    const column = el("div", "chain", cost, box(id, [], 0));
+    const column = el("div", "chain", cost, box(id, [], []));
     boxes.get(id).total = total;
     chains.append(column);
     return () => cost.append(" through ", named(title(layerOf(id))));

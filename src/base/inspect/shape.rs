@@ -142,6 +142,9 @@ pub struct Overhead {
     pub layer: usize,
     /// How many of its calls were looked at.
     pub sampled: u64,
+    /// How many of those were inside a call of another layer that was looked at. These against that layer's `sampled` are
+    /// its calls for each call of that layer.
+    pub nested: u64,
     /// What a call of it costs: its own code in `call` and in polls of the future, and where a body is followed for
     /// numbers of its own, in `grpc`, `timing`, `throttle` and `profile`, of the body. The end of a body that only
     /// gives a slot back is not in it, nor what runs in tasks of the layer's own.
