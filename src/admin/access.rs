@@ -7,6 +7,7 @@ mod token;
 use http::request::Parts;
 
 pub(super) use host::HostError;
+pub(super) use origin::Site;
 pub(super) use token::Token;
 
 /// What an endpoint lets pass.
@@ -24,10 +25,14 @@ pub(super) struct Access {
 pub(super) struct Caller {
     /// What it calls the endpoint.
     pub(super) host: String,
-    /// It has the token.
-    pub(super) trusted: bool,
-    /// No page of another site is behind it.
-    pub(super) own: bool,
+    /// It says the token.
+    pub(super) bearer: bool,
+    /// Its browser does, whatever page is behind it.
+    pub(super) cookie: bool,
+    /// It says some cookie: it is a browser.
+    pub(super) browser: bool,
+    /// Which page is behind it.
+    pub(super) site: Site,
     /// Its page came by TLS.
     pub(super) secure: bool,
 }
@@ -45,12 +50,22 @@ impl Access {
     pub(super) fn caller(&self, req: &Parts) -> Result<Caller, HostError> {
         let host = host::of(&req.uri, req.version, &req.headers, &self.names)?;
         let token = self.token.as_ref();
-        let origin = req.headers.get(http::header::ORIGIN);
+        let headers = &req.headers;
+        let origin = headers.get(http::header::ORIGIN);
         Ok(Caller {
-            trusted: token.is_some_and(|token| token.is_in(&req.headers, host)),
-            own: origin::is_own(host, &req.headers),
+            bearer: token.is_some_and(|token| token.is_borne(headers)),
+            cookie: token.is_some_and(|token| token.is_kept(headers, host)),
+            browser: headers.contains_key(http::header::COOKIE),
+            site: origin::site(host, headers),
             secure: origin.is_some_and(|origin| origin.as_bytes().starts_with(b"https:")),
             host: host.to_owned(),
         })
+    }
+}
+
+impl Caller {
+    /// Whether it has the token. Where something is `done`, a cookie that a page of another site may have sent is none.
+    pub(super) fn trusted(&self, done: bool) -> bool {
+        self.bearer || self.cookie && (!done || self.site == Site::Own)
     }
 }

@@ -86,14 +86,20 @@
 //! - It binds loopback addresses only, unless [`allow_remote`](Admin::allow_remote) is called. Whoever reaches it reads
 //!   all of it, unless it is [`private`](Admin::private).
 //! - Knobs are turned by who has the [`token`](Admin::token), in `Authorization: Bearer` or in the cookie of `/session`,
-//!   which no script can read (`HttpOnly`), and no other site can have sent (`SameSite=Strict`). Without a token nobody
-//!   turns any. Tokens are compared in constant time and never printed.
+//!   which no script can read (`HttpOnly`), and which browsers send for no other site (`SameSite=Strict`). Without a
+//!   token nobody turns any. Tokens are compared in constant time and never printed.
 //! - Profiles are for who has the token. Without one they are for clients on this machine, when the endpoint is bound to
 //!   loopback.
 //! - It answers to addresses, `localhost` and [names it was given](Admin::host), else 421: a site that gives its own
 //!   name this machine's address (DNS rebinding) reads nothing.
 //! - What does something (`/knobs`, `/session`, `/debug/profile`, `/events`) is refused to pages of other sites (403), by
-//!   `Origin` and `Sec-Fetch-Site`. A browser that sends neither for requests across sites is not known.
+//!   `Origin` and `Sec-Fetch-Site`, and where there is neither by `Referer`. There the cookie counts only when one of
+//!   them says that the page is this endpoint's own. Browsers send the first two to loopback and by TLS; of what only
+//!   reads from a [name](Admin::host) without TLS they say nothing but `Referer`, and another site's page can have that
+//!   left out: it can then listen to `/events` unseen, though not read them, and on the same machine as an endpoint
+//!   without a token have profiles taken that it cannot read. `private` ends the one, a token the other.
+//! - A page that came by TLS is its own when it has the same name and port, for there may be a proxy between: what is at
+//!   port 80 of a name believes what is at its port 443.
 //! - No answer may be framed, cached, sniffed or embedded elsewhere. The page runs its own script and no other; names of
 //!   routes are text, never markup. A flame graph has a script of its own and is sandboxed away from the endpoint.
 //! - Other services on the same host see the cookie, since browsers do not keep ports apart.

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body::Body;
 use tower_service::Service;
 
-use super::access::{Access, Caller, HostError};
+use super::access::{Access, Caller, HostError, Site};
 use super::body::AdminBody;
 use super::link::Link;
 use super::live::Hub;
@@ -40,6 +40,8 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) caller: Caller,
+    /// It has the token.
+    pub(super) trusted: bool,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
     /// What of the path is not the page's own.
@@ -107,16 +109,18 @@ impl Shared {
                 .insert(header::ALLOW, HeaderValue::from_static(page.allow));
             return Err(refused.into());
         }
-        if self.access.private && !page.open && !caller.trusted {
+        let trusted = caller.trusted(page.own);
+        if self.access.private && !page.open && !trusted {
             return Err(untrusted().into());
         }
-        if page.own && !caller.own {
+        if page.own && caller.site == Site::Other {
             let message =
                 "a page of another site asks for this; nothing but this endpoint's own may\n";
             return Err(refused(StatusCode::FORBIDDEN, message).into());
         }
         let ask = Ask {
             caller,
+            trusted,
             method: req.method.clone(),
             headers: req.headers.clone(),
             rest: rest.to_owned(),
@@ -159,7 +163,8 @@ fn seal(mut response: Response<AdminBody>) -> Response<AdminBody> {
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
+        // Its own requests say where they come from; to other sites they do not.
+        (header::REFERRER_POLICY, "same-origin"),
         (header::X_FRAME_OPTIONS, "DENY"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

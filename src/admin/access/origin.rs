@@ -1,13 +1,47 @@
 //! Which pages may send requests here.
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
+use http::header::{self, HeaderName};
 
-/// Whether no page of another site is behind a request that named `host`, as far as its browser says.
-pub(super) fn is_own(host: &str, headers: &HeaderMap) -> bool {
-    let mut sites = headers.get_all("sec-fetch-site").iter();
-    let mut origins = headers.get_all(header::ORIGIN).iter();
-    sites.all(|site| matches!(site.as_bytes(), b"same-origin" | b"none"))
-        && origins.all(|origin| origin.to_str().is_ok_and(|origin| matches(origin, host)))
+/// Which page is behind a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::admin) enum Site {
+    /// This endpoint's, or none: its browser says so.
+    Own,
+    /// Another site's.
+    Other,
+    /// Nobody says. It is no browser; or one that says nothing of requests that only read from a host without TLS.
+    Unsaid,
+}
+
+/// Which page is behind a request that named `host`, as far as its browser says.
+pub(super) fn site(host: &str, headers: &HeaderMap) -> Site {
+    let all = |name: HeaderName, fits: &dyn Fn(&str) -> bool| {
+        let values = headers.get_all(&name).iter();
+        let mut fit = values.map(|value| value.to_str().is_ok_and(fits));
+        let first = fit.next()?;
+        Some(first && fit.all(|fits| fits))
+    };
+    let fetched = all(HeaderName::from_static("sec-fetch-site"), &|site| {
+        matches!(site, "same-origin" | "none")
+    });
+    let origin = all(header::ORIGIN, &|origin| matches(origin, host));
+    let said = match (fetched, origin) {
+        (None, None) => all(header::REFERER, &|page| matches(origin_of(page), host)),
+        (fetched, origin) => Some(fetched != Some(false) && origin != Some(false)),
+    };
+    match said {
+        Some(true) => Site::Own,
+        Some(false) => Site::Other,
+        None => Site::Unsaid,
+    }
+}
+
+/// What of a page's address is its origin.
+fn origin_of(page: &str) -> &str {
+    let host = page.find("://").map_or(0, |at| at + 3);
+    let end = page[host..].find(['/', '?', '#', '\\']);
+    end.map_or(page, |end| &page[..host + end])
 }
 
 fn matches(origin: &str, host: &str) -> bool {
@@ -26,27 +60,33 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn own(host: &str, said: &[(&'static str, &'static str)]) -> bool {
+    fn said(host: &str, said: &[(&'static str, &'static str)]) -> Site {
         let mut headers = HeaderMap::new();
         for (name, value) in said {
             headers.append(*name, HeaderValue::from_static(value));
         }
-        is_own(host, &headers)
+        site(host, &headers)
     }
 
     #[test]
-    fn only_this_endpoints_page_passes_and_what_is_no_browser() {
+    fn only_this_endpoints_page_is_its_own() {
         let host = "127.0.0.1:9090";
-        for said in [
-            &[][..],
-            &[("origin", "http://127.0.0.1:9090")],
+        for words in [
+            &[("origin", "http://127.0.0.1:9090")][..],
             &[("origin", "https://127.0.0.1:9090")],
             &[("sec-fetch-site", "same-origin")],
             &[("sec-fetch-site", "none")],
+            &[("referer", "http://127.0.0.1:9090")],
+            &[("referer", "http://127.0.0.1:9090/?a=http://b#c")],
+            // Whoever says more is believed that.
+            &[
+                ("sec-fetch-site", "none"),
+                ("referer", "http://evil.example/"),
+            ],
         ] {
-            assert!(own(host, said), "{said:?}");
+            assert_eq!(said(host, words), Site::Own, "{words:?}");
         }
-        for said in [
+        for words in [
             &[("origin", "null")][..],
             &[("origin", "")],
             &[("origin", "http://")],
@@ -70,16 +110,28 @@ mod tests {
                 ("origin", "http://127.0.0.1:9090"),
                 ("sec-fetch-site", "cross-site"),
             ],
+            &[
+                ("referer", "http://127.0.0.1:9090/"),
+                ("sec-fetch-site", "cross-site"),
+            ],
+            &[("referer", "http://evil.example/http://127.0.0.1:9090/")],
+            &[("referer", "http://127.0.0.1:9090.evil.example/")],
+            &[("referer", "http://evil.example\\@127.0.0.1:9090/")],
+            &[("referer", "http://127.0.0.1:9091/")],
+            &[("referer", "about:blank")],
+            &[("referer", "")],
         ] {
-            assert!(!own(host, said), "{said:?}");
+            assert_eq!(said(host, words), Site::Other, "{words:?}");
         }
-        assert!(own("localhost", &[("origin", "http://localhost:80")]));
-        assert!(own("LocalHost:80", &[("origin", "http://localhost")]));
-        assert!(own(
-            "orders.internal",
-            &[("origin", "https://orders.internal:443")]
-        ));
-        assert!(!own("localhost:443", &[("origin", "http://localhost")]));
-        assert!(!own("", &[("origin", "http://")]));
+        assert_eq!(said(host, &[]), Site::Unsaid);
+        for (host, origin, site) in [
+            ("localhost", "http://localhost:80", Site::Own),
+            ("LocalHost:80", "http://localhost", Site::Own),
+            ("orders.internal", "https://orders.internal:443", Site::Own),
+            ("localhost:443", "http://localhost", Site::Other),
+            ("", "http://", Site::Other),
+        ] {
+            assert_eq!(said(host, &[("origin", origin)]), site, "{host} {origin}");
+        }
     }
 }

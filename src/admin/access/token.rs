@@ -45,10 +45,15 @@ impl Token {
         black_box(differ) == 0
     }
 
-    /// Whether a request carries it, as a bearer's or in the cookie.
-    pub(super) fn is_in(&self, headers: &HeaderMap, host: &str) -> bool {
+    /// Whether a request says it, as its bearer.
+    pub(super) fn is_borne(&self, headers: &HeaderMap) -> bool {
         let bearers = headers.get_all(header::AUTHORIZATION).iter();
         let mut bearers = bearers.filter_map(|value| bearer(value.as_bytes()));
+        bearers.any(|offered| self.is(offered))
+    }
+
+    /// Whether a request says it in the cookie.
+    pub(super) fn is_kept(&self, headers: &HeaderMap, host: &str) -> bool {
         let own = cookie_name(host);
         let mut cookies = headers.get_all(header::COOKIE).iter().flat_map(|value| {
             let pairs = value.as_bytes().split(|byte| *byte == b';');
@@ -59,7 +64,7 @@ impl Token {
                 (name == own.as_bytes() || name == COOKIE.as_bytes()).then_some(&pair[at + 1..])
             })
         });
-        bearers.any(|offered| self.is(offered)) || cookies.any(|offered| self.is(offered))
+        cookies.any(|offered| self.is(offered))
     }
 
     /// The header that makes a browser send it from now on, or with `None` no more.
@@ -133,7 +138,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.append("cookie", HeaderValue::from_static("theme=dark"));
             headers.append(name, HeaderValue::try_from(value).unwrap());
-            token.is_in(&headers, "localhost:9090")
+            token.is_borne(&headers) || token.is_kept(&headers, "localhost:9090")
         };
         for (name, value) in [
             ("authorization", "Bearer 0123456789abcdef"),

@@ -13,7 +13,7 @@ pub(super) const PAGE: Page = Page {
         let profile = super::profile::refusal(shared, &ask).is_none();
         let head = format!(
             "\"knobs\":{},\"token\":{token},\"profile\":{profile}",
-            ask.caller.trusted
+            ask.trusted
         );
         let held = ask.link.as_ref().map(|link| link.hold());
         let listener = match shared.hub.listen(head, held) {

@@ -20,7 +20,7 @@ fn turn(shared: &Shared, ask: &Ask) -> Response<AdminBody> {
             "knobs are only shown, for this endpoint has no token; give it one by Admin::token\n";
         return refused(StatusCode::FORBIDDEN, message);
     }
-    if !ask.caller.trusted {
+    if !ask.trusted {
         return untrusted();
     }
     // What a form of another site can send is none of this.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{Answer, Page, answer, refused};
+use crate::admin::access::Site;
 use crate::admin::body::AdminBody;
 use crate::admin::query;
 use crate::admin::service::{Ask, Shared, untrusted};
@@ -44,13 +45,16 @@ pub(super) const PAGE: Page = Page {
     })
 };
 
-/// Why this caller gets none. A profile shows what runs, and taking one costs: with a token it is for who has it, without for this machine.
+/// Why this caller gets none. A profile shows what runs, and taking one costs: with a token it is for who has it,
+/// without for this machine.
 pub(super) fn refusal(shared: &Shared, ask: &Ask) -> Option<Response<AdminBody>> {
     let local = ask.link.as_ref().is_some_and(|link| link.local);
-    match (&shared.access.token, ask.caller.trusted) {
+    // A browser that does not say which page asks: any may.
+    let hidden = ask.caller.browser && ask.caller.site == Site::Unsaid;
+    match (&shared.access.token, ask.trusted) {
         (Some(_), true) => None,
         (Some(_), false) => Some(untrusted()),
-        (None, _) if local => None,
+        (None, _) if local && !hidden => None,
         (None, _) => {
             let message = "profiles are for loopback, or for who has the token; give the endpoint one by Admin::token\n";
             Some(refused(StatusCode::FORBIDDEN, message))

@@ -128,6 +128,7 @@ async fn without_the_token_nobody_turns_anything() {
     let headers = [
         ("content-type", "application/json"),
         ("cookie", &cookie(TOKEN)),
+        ("sec-fetch-site", "same-origin"),
     ];
     assert_eq!(
         served.ask("PUT /knobs/1/limit", &headers, "3").await.status,
@@ -165,7 +166,12 @@ async fn a_session_is_a_cookie_for_the_token() {
         assert!(cookie.contains(part), "{cookie}");
     }
     let cookie = cookie.split(';').next().unwrap();
-    let headers = [("content-type", "application/json"), ("cookie", cookie)];
+    let referer = format!("http://{}/", served.addr);
+    let headers = [
+        ("content-type", "application/json"),
+        ("cookie", cookie),
+        ("referer", &referer),
+    ];
     assert_eq!(
         served.ask("PUT /knobs/1/limit", &headers, "3").await.status,
         204

@@ -130,6 +130,7 @@ async fn pages_of_other_sites_do_nothing_here() {
         ("sec-fetch-site", "cross-site"),
         ("sec-fetch-site", "same-site"),
         ("sec-fetch-site", "<script>"),
+        ("referer", "http://evil.example/"),
     ] {
         // A browser sends the cookie along, if it has to.
         for line in [
@@ -163,6 +164,37 @@ async fn pages_of_other_sites_do_nothing_here() {
 }
 
 #[tokio::test]
+async fn what_a_browser_keeps_silent_about_is_not_its_own() {
+    // As for requests that only read from a host without TLS.
+    let flow = Flow::new("orders");
+    let served = serve(flow.admin().token(TOKEN).private()).await;
+    let cookie = format!("tower_flow={TOKEN}");
+    let own = format!("http://{}/", served.addr);
+    let profile = "GET /debug/profile?seconds=0";
+    let known = ("cookie", &*cookie);
+    let headers = [known, ("referer", &own)];
+    assert_eq!(served.ask(profile, &headers, "").await.status, 400);
+    let headers = [known, ("referer", "http://evil.example/")];
+    assert_eq!(served.ask(profile, &headers, "").await.status, 401);
+    for line in [profile, "GET /events", "PUT /knobs/0/limit"] {
+        assert_eq!(served.ask(line, &[known], "").await.status, 401, "{line}");
+    }
+    // What does nothing may be opened from anywhere; only who opens it reads it.
+    let read = served.ask("GET /snapshot.json", &[known], "").await;
+    assert_eq!(read.status, 200);
+
+    let open = serve(flow.admin()).await;
+    assert_eq!(open.get("/debug/profile?seconds=0").await.status, 400);
+    let any = ("cookie", "theme=dark");
+    let own = format!("http://{}/", open.addr);
+    assert_eq!(open.ask(profile, &[any], "").await.status, 403);
+    let headers = [any, ("referer", &own)];
+    assert_eq!(open.ask(profile, &headers, "").await.status, 400);
+    let headers = [("referer", "http://evil.example/")];
+    assert_eq!(open.ask(profile, &headers, "").await.status, 403);
+}
+
+#[tokio::test]
 async fn every_answer_tells_browsers_to_be_careful() {
     let flow = Flow::new("orders");
     let served = serve(flow.admin().token(TOKEN)).await;
@@ -187,7 +219,7 @@ async fn every_answer_tells_browsers_to_be_careful() {
         for (name, value) in [
             ("cache-control", "no-store"),
             ("x-content-type-options", "nosniff"),
-            ("referrer-policy", "no-referrer"),
+            ("referrer-policy", "same-origin"),
             ("x-frame-options", "DENY"),
             ("cross-origin-resource-policy", "same-origin"),
         ] {
