@@ -1,12 +1,13 @@
 //! What the server and the service know of one connection.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::serve::LIFETIME;
+use crate::base::clock::Instant;
 
 /// One connection of the endpoint's own server; the service finds it among a request's extensions.
 #[derive(Debug, Default)]
@@ -15,6 +16,8 @@ pub(super) struct Link {
     pub(super) local: bool,
     state: AtomicU8,
     bell: Notify,
+    /// Since when its client takes nothing of what is there for it.
+    stuck: Mutex<Option<Instant>>,
 }
 
 /// One request and its answer, within the lifetime.
@@ -46,6 +49,15 @@ impl Link {
         self.state.load(Ordering::Relaxed) == HELD
     }
 
+    /// Something was written, or could not be: it has no room for it.
+    pub(super) fn wrote(&self, something: bool, now: Instant) {
+        let mut stuck = self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        *stuck = match something {
+            true => None,
+            false => stuck.or(Some(now)),
+        };
+    }
+
     /// Until the connection has to end.
     pub(super) async fn over(&self) {
         loop {
@@ -71,6 +83,11 @@ impl Link {
 }
 
 impl Held {
+    /// Since when the client takes nothing of what is there for it.
+    pub(super) fn stuck(&self) -> Option<Instant> {
+        *self.0.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends the connection at once, whatever it is in the middle of.
     pub(super) fn close(&self) {
         self.0.pass(HELD, CLOSED);

@@ -55,7 +55,8 @@
 //! | `POST`, `DELETE /session` | gives a browser a cookie for the token in the body, or takes it away |
 //! | `/healthz` | `ok`, as long as the process answers |
 //!
-//! Unknown paths are 404, other methods 405; both say what there is. Every refusal is one line of text.
+//! Unknown paths are 404, other methods 405; both say what there is. Every refusal is one line of text; only what is no
+//! HTTP, or too large for it, is refused without a word (400, 431).
 //!
 //! # The snapshot
 //!
@@ -108,21 +109,23 @@
 //! # Limits
 //!
 //! A connection carries one request, whose headers may take 5 seconds and 16 KiB, its body 5 seconds and 4 KiB, and ends
-//! after 15 seconds. At most 64 are open at a time; for a further one the oldest is closed, when it has had 100 ms. So nobody holds the endpoint
-//! by being slow, large or many.
+//! after 15 seconds. At most 64 are open at a time; for a further one the oldest is closed, when it has had 100 ms. So
+//! nobody holds the endpoint by being slow, large or many.
 //!
 //! Connections of `/events` and `/debug/profile` last as long as they take and are counted apart. At most
-//! [`max_events`](Admin::max_events) clients listen, others are told to come back (503). One that takes nothing for 10
-//! seconds is put out; the kernel holds 64 KiB or so for it until then. One profile is taken at a time; for a second the
-//! answer is 409.
+//! [`max_events`](Admin::max_events) clients listen, others are told to come back (503). One whose
+//! socket takes nothing for 10 seconds is put out, one that reads slowly is not, and misses updates. What is sent first
+//! fills what the kernels of both ends hold, some 200 KB: a client that reads nothing at all keeps its place until
+//! then, ten seconds when updates are large and minutes when they are small. One profile is taken at a time; for a
+//! second the answer is 409.
 //!
 //! The page shows at most 96 measures, 64 rows of a table, the busiest first, and 120 characters of a name. An update has
-//! at most 20 KB: rows are left out until it fits.
+//! at most 20 KB: it has the first rows of as many tables as it can, and those that found no room come with the next.
 //!
 //! # Cancellation
 //!
 //! Dropping the future of `serve` or `run` closes the listener and every connection, and ends the task that looks. A
-//! profile whose client goes away ends.
+//! profile whose client goes away ends, also when that has sent more than its request.
 //!
 //! # Cost
 //!
@@ -139,6 +142,7 @@ mod read;
 mod scalar;
 mod serve;
 mod service;
+mod socket;
 
 use std::fmt;
 use std::io;

@@ -16,6 +16,7 @@ use tower_service::Service;
 
 use super::link::Link;
 use super::service::AdminService;
+use super::socket::watched;
 use crate::base::clock::{self, Instant};
 
 /// Ordinary connections open at a time; for a further one the oldest is closed.
@@ -127,18 +128,20 @@ async fn serve(stream: TcpStream, service: AdminService, link: Arc<Link>) {
         req.extensions_mut().insert(known.clone());
         service.clone().call(req)
     });
+    let (socket, peer) = watched(stream, link.clone());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(HEADERS_UP_TO)
         // A scraper comes every few seconds at most; what it keeps open somebody else cannot have.
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), linked);
+        .serve_connection(TokioIo::new(socket), linked);
     let (mut connection, mut over) = (pin!(connection), pin!(link.over()));
+    let mut gone = pin!(peer.gone());
     poll_fn(|cx| {
         // How a connection broke is of no interest to anybody here.
         let ended = connection.as_mut().poll(cx).is_ready() || over.as_mut().poll(cx).is_ready();
-        if ended {
+        if ended || link.is_held() && gone.as_mut().poll(cx).is_ready() {
             Poll::Ready(())
         } else {
             Poll::Pending

@@ -15,7 +15,7 @@ pub use shape::{Column, HotPath, Overhead, Reading, Role, Table, Unit, Vital};
 
 /// Live numbers of a layer. A layer's handle implements it; [`Flow::attach`](crate::Flow::attach) takes it.
 ///
-/// Both methods run on every scrape or page update. They may sum and sort, but must neither block nor wait.
+/// All that tell something run on every scrape or page update. They may sum and sort, but must neither block nor wait.
 pub trait Inspect: Debug + Send + Sync + 'static {
     /// The layer's kind, the feature's name: `timing`, `grpc`.
     fn kind(&self) -> &'static str;

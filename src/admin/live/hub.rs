@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::MissedTickBehavior;
 
 use super::book::Book;
+use super::update::LONGEST;
 use crate::admin::link::Held;
 use crate::base::clock::{self, Instant};
 use crate::base::flow::Flow;
@@ -19,8 +20,11 @@ use crate::base::flow::Flow;
 const PERIOD: Duration = Duration::from_secs(1);
 /// How many updates are kept for those who are behind.
 const KEPT: usize = 4;
-/// How long one may be behind without taking anything.
+/// How long one may take nothing of what is there for it.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much of an event is told at a time: no update is larger, but what there is may be.
+const PIECE: usize = LONGEST;
 
 /// What all listeners of an endpoint share.
 ///
@@ -60,7 +64,7 @@ struct Desk {
 
 struct Seat {
     waker: Option<Waker>,
-    /// Since when there has been something it did not take.
+    /// Since when there has been something it did not ask for.
     behind: Option<Instant>,
     /// Its connection, when that is ours.
     held: Option<Held>,
@@ -83,6 +87,8 @@ pub(in crate::admin) struct Listener {
     /// What is told to this one only, at the head of what there is.
     head: String,
     greeted: bool,
+    /// What is left of the event it is being told.
+    rest: Bytes,
     next: u64,
     /// Only a whole update makes sense to it.
     lost: bool,
@@ -153,6 +159,7 @@ impl Hub {
             seat,
             head,
             greeted: false,
+            rest: Bytes::new(),
             next: desk.count,
             lost: true,
         })
@@ -261,7 +268,12 @@ impl Desk {
         let mut woken = Vec::new();
         let slow = |seat: &mut Seat| {
             let behind = *seat.behind.get_or_insert(now);
-            now.saturating_duration_since(behind) > PATIENCE
+            // Its own server sees every byte it takes; another one only shows when it wants more.
+            let since = match &seat.held {
+                Some(held) => held.stuck(),
+                None => Some(behind),
+            };
+            since.is_some_and(|since| now.saturating_duration_since(since) > PATIENCE)
         };
         let out: Vec<_> = self
             .seats
@@ -270,6 +282,12 @@ impl Desk {
             .collect();
         woken.extend(self.seats.values_mut().filter_map(|seat| seat.waker.take()));
         (woken, out)
+    }
+
+    /// This one takes a piece after the other. Whether it still may.
+    fn gets_on(&mut self, seat: u64) -> bool {
+        let seat = self.seats.get_mut(&seat);
+        seat.map(|seat| seat.behind = None).is_some()
     }
 
     /// Nothing is there for this one: it is behind nobody. The waker it had goes outside the lock.
@@ -315,8 +333,21 @@ impl Drop for Ticking {
 // ===== impl Listener =====
 
 impl Listener {
-    /// The next event. It ends when this one was put out for being slow.
+    /// The next event, or a piece of one. It ends when this one was put out for being slow.
     pub(in crate::admin) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.rest.is_empty() {
+            match self.poll_event(cx) {
+                Poll::Ready(Some(event)) => self.rest = event,
+                none => return none,
+            }
+        } else if !self.hub.desk().gets_on(self.seat) {
+            return Poll::Ready(None);
+        }
+        let size = self.rest.len().min(PIECE);
+        Poll::Ready(Some(self.rest.split_to(size)))
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let now = clock::now();
         if !self.greeted {
             self.greeted = true;
@@ -471,7 +502,14 @@ mod tests {
         let link = crate::admin::link::Link::new(true);
         let mut slow = hub.listen(String::new(), Some(link.hold())).unwrap();
         next(&mut slow).is_ready().then_some(()).unwrap();
-        for n in 0..=11 {
+        // As long as its connection takes something it may be behind.
+        for n in 0..30 {
+            link.wrote(n % 9 == 0, start + Duration::from_secs(n));
+            hub.tick(start + Duration::from_secs(n));
+            while next(&mut fast).is_ready() {}
+        }
+        let start = start + Duration::from_secs(28);
+        for n in 2..=11 {
             assert_eq!(hub.desk().seats.len(), 2, "{n}");
             hub.tick(start + Duration::from_secs(n));
             while next(&mut fast).is_ready() {}
@@ -483,5 +521,29 @@ mod tests {
         assert_eq!(hub.desk().seats.len(), 2);
         drop((slow, again, fast));
         assert_eq!(hub.desk().seats.len(), 0);
+    }
+
+    #[test]
+    fn what_is_long_comes_in_pieces() {
+        let hub = hub();
+        let start = clock::now();
+        let head = format!("\"head\":\"{}\"", "x".repeat(3 * PIECE));
+        let mut listener = hub.listen(head, None).unwrap();
+        let mut piece = || {
+            let mut cx = Context::from_waker(Waker::noop());
+            match listener.poll_next(&mut cx) {
+                Poll::Ready(piece) => piece.map(|piece| piece.len()),
+                Poll::Pending => panic!("there is more"),
+            }
+        };
+        // A piece every eight seconds is slow, but not stuck.
+        for n in 0..3 {
+            assert_eq!(piece(), Some(PIECE));
+            hub.tick(start + Duration::from_secs(8 * n));
+        }
+        assert!(piece().is_some_and(|last| last < PIECE));
+        hub.tick(start + Duration::from_secs(24));
+        hub.tick(start + Duration::from_secs(40));
+        assert_eq!(piece(), None);
     }
 }

@@ -236,11 +236,15 @@ impl Source for Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::AdminServer;
     use crate::admin::link::Link;
     use crate::base::flow::Flow;
     use http::Request;
     use http_body_util::{BodyExt, Empty};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpStream;
     use tokio::sync::Semaphore;
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
     use tokio_test::task;
     use tower_service::Service;
 
@@ -255,6 +259,57 @@ mod tests {
                 Ok(format!("{order:?}").into())
             })
         }
+    }
+
+    /// Tells when a profile begins, and when nobody waits for it any more.
+    struct Told(UnboundedSender<&'static str>);
+
+    struct Over(UnboundedSender<&'static str>);
+
+    impl Drop for Over {
+        fn drop(&mut self) {
+            let _ = self.0.send("over");
+        }
+    }
+
+    impl Source for Told {
+        fn take(&self, _: Order) -> Taken {
+            let (tell, over) = (self.0.clone(), Over(self.0.clone()));
+            Box::pin(async move {
+                let _over = over;
+                let _ = tell.send("begun");
+                std::future::pending().await
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn it_ends_with_its_client_whatever_that_has_sent() {
+        let (tell, mut told) = unbounded_channel();
+        let mut service = Flow::new("orders").admin().service();
+        service.set_profiles(Profiles {
+            source: Box::new(Told(tell)),
+            taking: Arc::default(),
+        });
+        let server = AdminServer::bind("127.0.0.1:0".parse().unwrap(), service).unwrap();
+        let addr = server.local_addr();
+        let running = tokio::spawn(server.run());
+        let mut told = async || {
+            let told = tokio::time::timeout(Duration::from_secs(10), told.recv());
+            told.await.expect("in time").expect("it is told")
+        };
+        for more in ["", "\r\n", "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            let asked = "GET /debug/profile HTTP/1.1\r\nhost: localhost\r\n\r\n";
+            client.write_all(asked.as_bytes()).await.unwrap();
+            client.write_all(more.as_bytes()).await.unwrap();
+            assert_eq!(told().await, "begun");
+            // What comes later ends nothing.
+            client.write_all(more.as_bytes()).await.unwrap();
+            drop(client);
+            assert_eq!(told().await, "over", "{more:?}");
+        }
+        running.abort();
     }
 
     #[tokio::test]
