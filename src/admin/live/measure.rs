@@ -43,7 +43,7 @@ pub(super) fn measures(now: &[Vital], before: &[Vital], elapsed: f64) -> Vec<Mea
         match (now.reading, before.reading) {
             // A counter that goes back has lost its past, and grew by nobody knows what.
             (Reading::Count(now), Reading::Count(before)) => {
-                Some(now.saturating_sub(before) as f64)
+                now.checked_sub(before).map(|grown| grown as f64)
             }
             _ => None,
         }
@@ -203,8 +203,11 @@ mod tests {
         let before = counts([(Role::Requests, 50), (Role::Errors, 0)]);
         let now = counts([(Role::Requests, 40), (Role::Errors, 9)]);
         let back = measures(&now, &before, 1.0);
-        assert_eq!(value(&back, Key::Requests), Some(0.0));
-        assert_eq!(value(&back, Key::Errors), Some(1.0), "at most all");
+        assert_eq!(value(&back, Key::Requests), None);
+        assert_eq!(value(&back, Key::Errors), None);
+        let more = counts([(Role::Requests, 51), (Role::Errors, 9)]);
+        let more = measures(&more, &before, 1.0);
+        assert_eq!(value(&more, Key::Errors), Some(1.0), "at most all");
         let odd = [
             Vital::level(Role::P50, f64::NAN),
             Vital::count(Role::InFlight, 3),

@@ -93,15 +93,8 @@ impl<'a> Row<'a> {
                     let rate = elapsed
                         .filter(|elapsed| *elapsed > 0.0)
                         .and_then(|elapsed| {
-                            // What was not there then has all come since.
-                            let then = if past.is_some() {
-                                *then?
-                            } else if before.0.is_empty() {
-                                return None;
-                            } else {
-                                0
-                            };
-                            Some(count.saturating_sub(then) as f64 / elapsed)
+                            // What goes back has lost its past.
+                            Some(count.checked_sub(*then?)? as f64 / elapsed)
                         });
                     Cell::Count(rate, count)
                 }
@@ -244,10 +237,28 @@ mod tests {
             [
                 r#"["b",[5,30],0.5,[5,33]]"#,
                 r#"["a",[2,14],0.25,[2,17]]"#,
-                r#"["c",[0.5,1],0,[2,4]]"#
+                r#"["c",[null,1],0,[null,4]]"#
             ]
         );
         assert_eq!(second.total, 3);
+    }
+
+    #[test]
+    fn without_a_past_there_is_no_rate() {
+        let mut before = Before::default();
+        let mut shown = |routes: &[(&str, u64)]| {
+            let routes = routes.iter().map(|(name, n)| route(name, *n, 0.0));
+            rows(&TABLE, &state(routes), &mut before, Some(1.0)).shown
+        };
+        shown(&[("a", 1_000_000), ("b", 9)]);
+        shown(&[("b", 9)]);
+        // One was away, the other began anew.
+        let back = shown(&[("a", 1_000_001), ("b", 2)]);
+        assert!(back[0].starts_with(r#"["a",[null,1000000]"#), "{back:?}");
+        assert!(back[1].starts_with(r#"["b",[null,2]"#), "{back:?}");
+        let next = shown(&[("a", 1_000_003), ("b", 2)]);
+        assert!(next[0].starts_with(r#"["a",[2,1000000]"#), "{next:?}");
+        assert!(next[1].starts_with(r#"["b",[0,2]"#), "{next:?}");
     }
 
     #[test]
