@@ -238,3 +238,117 @@ impl fmt::Debug for AdminFuture {
         f.debug_struct("AdminFuture").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::inspect::{HotPath, Inspect, Knob, Value};
+    use crate::base::metrics::{Families, Kind, Labels};
+    use http_body_util::{BodyExt, Full};
+    use std::borrow::Cow;
+
+    /// A layer that panics where it is told to.
+    #[derive(Debug)]
+    struct Faulty(&'static str);
+
+    impl Faulty {
+        fn at(&self, place: &str) {
+            assert_ne!(self.0, place, "a layer's fault takes nothing else with it");
+        }
+    }
+
+    impl Inspect for Faulty {
+        fn kind(&self) -> &'static str {
+            self.at("kind");
+            "faulty"
+        }
+
+        fn name(&self) -> Cow<'_, str> {
+            self.at("name");
+            self.0.into()
+        }
+
+        fn snapshot(&self) -> Value {
+            self.at("snapshot");
+            Value::Null
+        }
+
+        fn collect(&self, families: &mut Families) {
+            let family = families.family(Kind::Gauge, "faulty", "Which there are");
+            family.push(Labels::new().with("at", self.0), 1u64);
+            self.at("collect");
+        }
+
+        fn knobs(&self) -> Vec<Knob> {
+            self.at("knobs");
+            vec![Knob::new("knob", "Does nothing", true)]
+        }
+
+        fn turn(&self, _: &str, _: &Value) -> Result<(), crate::BoxError> {
+            self.at("turn");
+            Ok(())
+        }
+
+        fn hot(&self) -> Vec<HotPath> {
+            self.at("hot");
+            Vec::new()
+        }
+
+        fn interval_log(&self, _: &str, _: &mut dyn std::io::Write) -> std::io::Result<()> {
+            self.at("interval_log");
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_panics_takes_no_path_with_it() {
+        const PLACES: [&str; 8] = [
+            "kind",
+            "name",
+            "snapshot",
+            "collect",
+            "knobs",
+            "turn",
+            "hot",
+            "interval_log",
+        ];
+        let flow = Flow::new("orders");
+        for place in PLACES {
+            flow.attach(Faulty(place));
+        }
+        let token = "0123456789abcdef";
+        let service = flow.admin().token(token).service();
+        let ask = async |line: &str| {
+            let (method, path) = line.split_once(' ').unwrap();
+            let req = Request::builder()
+                .method(method)
+                .uri(format!("http://localhost{path}"))
+                .header("authorization", format!("Bearer {token}"))
+                .header("content-type", "application/json");
+            let req = req.body(Full::<Bytes>::from("true")).unwrap();
+            let response = service.clone().call(req).await.unwrap();
+            let status = response.status().as_u16();
+            let mut body = response.into_body();
+            let frame = body.frame().await.map(|frame| frame.unwrap());
+            let bytes = frame.and_then(|frame| frame.into_data().ok());
+            let text = String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
+            (status, text)
+        };
+        let (status, metrics) = ask("GET /metrics").await;
+        let shown = |at: &&&str| metrics.contains(&format!("{{at=\"{at}\"}}"));
+        assert_eq!((status, PLACES.iter().filter(shown).count()), (200, 7));
+        let (status, snapshot) = ask("GET /snapshot.json").await;
+        let snapshot: serde_json::Value = serde_json::from_str(&snapshot).unwrap();
+        let ids = snapshot["layers"].as_array().unwrap().iter();
+        let ids: Vec<_> = ids.map(|layer| layer["id"].as_u64().unwrap()).collect();
+        assert_eq!((status, &*ids), (200, &[3, 5, 6, 7][..]));
+        assert_eq!(ask("GET /debug/hot").await.0, 200);
+        let (status, state) = ask("GET /events").await;
+        assert_eq!((status, state.matches("\"tables\":").count()), (200, 8));
+        assert_eq!(ask("PUT /knobs/0/knob").await.0, 204);
+        let panicked = (500, "the layer panicked\n".to_owned());
+        assert_eq!(ask("PUT /knobs/5/knob").await, panicked);
+        assert_eq!(ask("GET /hdr/x.log").await.0, 200);
+        assert_eq!(ask("GET /hdr/x.log?layer=7").await.0, 500);
+    }
+}

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -110,7 +111,7 @@ impl Flow {
         FlowCollector(self.clone())
     }
 
-    /// All metrics now: the layers' and those [`register`](Self::register)ed.
+    /// All metrics now: the layers' and those [`register`](Self::register)ed. A layer that panics is left out.
     pub fn families(&self) -> Families {
         let mut families = self.layers();
         let registry = self
@@ -127,10 +128,10 @@ impl Flow {
         format.encode(&self.families())
     }
 
-    /// The numbers of every attached layer.
+    /// The numbers of every attached layer; one that panics is left out.
     pub fn snapshot(&self) -> Value {
         let costs = self.overhead();
-        let layers = self.attached().into_iter().enumerate().map(|(id, layer)| {
+        let shown = |(id, layer): (usize, Arc<dyn Inspect>)| {
             let knobs = layer.knobs().into_iter().map(|knob| {
                 Value::map([
                     ("name", knob.name.into()),
@@ -154,7 +155,9 @@ impl Flow {
                 ("overhead", cost.into()),
                 ("state", layer.snapshot()),
             ])
-        });
+        };
+        let layers = self.attached().into_iter().enumerate();
+        let layers = layers.filter_map(|layer| asked(|| shown(layer)));
         Value::map([
             ("service", self.name().into()),
             ("version", env!("CARGO_PKG_VERSION").into()),
@@ -195,7 +198,7 @@ impl Flow {
         let means: Vec<_> = layers
             .iter()
             .map(|layer| {
-                let cost = layer.cost()?;
+                let cost = asked(|| layer.cost())??;
                 if !begun {
                     cost.want();
                 }
@@ -234,10 +237,20 @@ impl Flow {
             )
             .push(version, 1u64);
         for layer in self.attached() {
-            layer.collect(&mut families);
+            let own = asked(|| {
+                let mut own = Families::new();
+                layer.collect(&mut own);
+                own
+            });
+            families.append(own.unwrap_or_default());
         }
         families.merged()
     }
+}
+
+/// What a layer's own code answers, unless it panics: that is no reason for the others to be silent.
+pub(crate) fn asked<T>(ask: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(ask)).ok()
 }
 
 impl fmt::Debug for Flow {

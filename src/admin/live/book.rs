@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +11,7 @@ use super::measure::measures;
 use super::rows::{Before, rows};
 use super::update::{Parts, Sent, compose};
 use crate::base::clock::Instant;
-use crate::base::flow::Flow;
+use crate::base::flow::{self, Flow};
 use crate::base::inspect::{HotPath, Inspect, Knob, Table, Vital};
 
 /// How many hot paths an update has.
@@ -38,9 +37,9 @@ pub(super) struct Book {
 /// The knobs and tables of each layer.
 type Shape = Vec<(Vec<&'static str>, &'static [Table])>;
 
-/// What a layer's own code answers, when it answers.
+/// What a layer's own code answers, or nothing.
 fn asked<T: Default>(ask: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(ask)).unwrap_or_default()
+    flow::asked(ask).unwrap_or_default()
 }
 
 impl Book {
@@ -111,8 +110,8 @@ impl Book {
             }));
             format!(
                 "{{\"id\":{id},\"kind\":{},\"name\":{},\"tables\":{tables},\"knobs\":{knobs}}}",
-                Text(layer.kind()),
-                Text(&layer.name())
+                Text(asked(|| layer.kind())),
+                Text(&asked(|| layer.name().into_owned()))
             )
         }));
         let measures = list(self.history.series().iter().map(|series| {

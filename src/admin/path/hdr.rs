@@ -6,6 +6,7 @@ use super::{Page, refused, text};
 use crate::admin::body::AdminBody;
 use crate::admin::query;
 use crate::admin::service::{Ask, Shared};
+use crate::base::flow::asked;
 
 /// A route's window as an HdrHistogram interval log: of the first layer that has such a route, or of `?layer=`.
 pub(super) const PAGE: Page = Page {
@@ -25,16 +26,21 @@ fn log(shared: &Shared, ask: &Ask) -> Response<AdminBody> {
         Ok(wanted) => wanted,
         Err(message) => return refused(StatusCode::BAD_REQUEST, message),
     };
+    let mut broken = false;
     for (id, layer) in layers.iter().enumerate() {
         if wanted.is_some_and(|wanted| wanted != id) {
             continue;
         }
         let mut log = Vec::new();
-        match layer.interval_log(&route, &mut log) {
-            Ok(()) => return text(log),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => return refused(StatusCode::INTERNAL_SERVER_ERROR, "the log broke off\n"),
+        match asked(|| layer.interval_log(&route, &mut log)) {
+            Some(Ok(())) => return text(log),
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            // Another one may have such a route.
+            _ => broken = true,
         }
+    }
+    if broken {
+        return refused(StatusCode::INTERNAL_SERVER_ERROR, "the log broke off\n");
     }
     let message =
         "no layer keeps a log of such a route; /snapshot.json says which routes there are\n";

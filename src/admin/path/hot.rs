@@ -6,12 +6,17 @@ use super::{Page, answer, refused, text};
 use crate::admin::body::AdminBody;
 use crate::admin::live::cut;
 use crate::admin::query;
+use crate::base::flow::asked;
 use crate::base::inspect::{HotPath, Value};
 
 /// Where the time went, by layer, route and stage: what took most first.
 pub(super) const PAGE: Page = Page::get("/debug/hot", |shared, ask| {
     let layers = shared.flow.attached();
-    let mut hot: Vec<_> = layers.iter().flat_map(|layer| layer.hot()).collect();
+    let mut hot: Vec<_> = layers
+        .iter()
+        .filter_map(|layer| asked(|| layer.hot()))
+        .flatten()
+        .collect();
     hot.sort_by_key(|path| Reverse(path.busy));
     let asked = query::pairs(&ask.query).unwrap_or_else(|| vec![Default::default()]);
     let asked: Vec<_> = asked.iter().map(|(k, v)| (&**k, &**v)).collect();

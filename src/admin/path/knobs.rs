@@ -5,6 +5,7 @@ use crate::admin::body::AdminBody;
 use crate::admin::query;
 use crate::admin::scalar::scalar;
 use crate::admin::service::{Ask, Shared, untrusted};
+use crate::base::flow::asked;
 
 /// Sets a knob of a layer.
 pub(super) const PAGE: Page = Page {
@@ -38,9 +39,11 @@ fn turn(shared: &Shared, ask: &Ask) -> Response<AdminBody> {
         let message = "the body is to be null, true, false, a number or a string, as JSON\n";
         return refused(StatusCode::BAD_REQUEST, message);
     };
-    match layer.turn(&knob, &value) {
-        Ok(()) => done(),
-        Err(error) => refused(StatusCode::UNPROCESSABLE_ENTITY, short(&error.to_string())),
+    let turned = asked(|| layer.turn(&knob, &value).map_err(|error| error.to_string()));
+    match turned {
+        Some(Ok(())) => done(),
+        Some(Err(error)) => refused(StatusCode::UNPROCESSABLE_ENTITY, short(&error)),
+        None => refused(StatusCode::INTERNAL_SERVER_ERROR, "the layer panicked\n"),
     }
 }
 
@@ -57,7 +60,9 @@ fn find(
         .then(|| id.parse().ok())??;
     let name = query::decoded(name)?;
     let layer = shared.flow.attached().into_iter().nth(id)?;
-    let known = layer.knobs().iter().any(|knob| knob.name == name);
+    let known = asked(|| layer.knobs())?
+        .iter()
+        .any(|knob| knob.name == name);
     known.then_some((layer, name))
 }
 

@@ -144,7 +144,17 @@ impl Families {
         self.places.get(name).map(|place| &self.list[*place])
     }
 
-    /// Puts series with equal labels together: adds them up, or takes the [greatest](Family::greatest). Families and histograms that do not fit together keep what came first.
+    /// Adds all series of `others`.
+    pub(crate) fn append(&mut self, others: Self) {
+        for other in others.list {
+            let family = self.family(other.kind, other.name, other.help);
+            family.greatest |= other.greatest;
+            family.series.extend(other.series);
+        }
+    }
+
+    /// Puts series with equal labels together: adds them up, or takes the [greatest](Family::greatest). Families and
+    /// histograms that do not fit together keep what came first.
     #[must_use]
     pub fn merged(mut self) -> Self {
         for family in &mut self.list {
