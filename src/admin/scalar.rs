@@ -40,6 +40,10 @@ fn number(text: &str) -> Option<Value> {
         return Some(Value::Whole(whole));
     }
     let number = text.parse::<f64>().ok()?;
+    // However it is written, 1e3 is a count. Above, not all whole numbers are there.
+    if (0.0..=9_007_199_254_740_992.0).contains(&number) && number.fract() == 0.0 {
+        return Some(Value::Whole(number as u64));
+    }
     number.is_finite().then_some(Value::Number(number))
 }
 
@@ -105,7 +109,9 @@ mod tests {
             ),
             ("-1", Value::Number(-1.0)),
             ("0.25", Value::Number(0.25)),
-            ("1e3", Value::Number(1000.0)),
+            ("1e3", Value::Whole(1000)),
+            ("2.0", Value::Whole(2)),
+            ("-0", Value::Whole(0)),
             ("2.5E-1", Value::Number(0.25)),
             ("\"\"", Value::from("")),
             (

@@ -283,7 +283,7 @@ impl fmt::Display for Quoted<'_> {
             match chars.next() {
                 Some('"') => f.write_str("\\\"")?,
                 Some('\\') => f.write_str("\\\\")?,
-                Some(char) if char.is_ascii() || matches!(char, '\u{2028}' | '\u{2029}') => {
+                Some(char) if char.is_ascii() || is_hidden(char) => {
                     write!(f, "\\u{:04x}", char as u32)?;
                 }
                 Some(char) => write!(f, "{char}")?,
@@ -299,11 +299,21 @@ impl fmt::Display for Quoted<'_> {
 /// Whether a character that begins so may have to be escaped: some by the standard, the others so that no page takes a
 /// name for markup, and no terminal for a command.
 fn special(byte: u8) -> bool {
-    // Two that end lines in scripts begin with the last, as do many that do not.
+    // All that are hidden begin with one of the last three, as do many that are not.
     matches!(
         byte,
-        b'"' | b'\\' | 0..0x20 | 0x7f | b'<' | b'>' | b'&' | 0xe2
+        b'"' | b'\\' | 0..0x20 | 0x7f | b'<' | b'>' | b'&' | 0xc2 | 0xd8 | 0xe2
     )
+}
+
+/// Whether a character shows nothing itself but changes what others show: it controls a terminal, ends a line, or turns
+/// the direction of text.
+pub(crate) fn is_hidden(char: char) -> bool {
+    char.is_control()
+        || matches!(
+            char,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 /// A number as JSON; null when it is none.
@@ -328,7 +338,7 @@ mod tests {
 
     #[test]
     fn it_is_json_whatever_the_text() {
-        let hostile = "a\"\\\n\0</script>\u{2028}ü😈";
+        let hostile = "a\"\\\n\0</script>\u{2028}\u{9b}\u{202e}\u{61c}\u{2066}ü…😈";
         let value = Value::map([
             (hostile.to_owned(), Value::from(hostile)),
             (
@@ -337,7 +347,8 @@ mod tests {
             ),
         ]);
         let text = value.to_string();
-        assert!(!text.contains('<') && !text.contains('\n'), "{text}");
+        assert!(!text.contains('<') && !text.contains(is_hidden), "{text}");
+        assert!(text.contains("ü…😈"), "{text}");
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(parsed[hostile], hostile);
         assert_eq!(parsed["n"].to_string(), "[null,1.5,null,7]");

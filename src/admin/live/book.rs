@@ -129,11 +129,12 @@ impl Book {
         }));
         format!(
             "\"service\":{},\"version\":\"{}\",\"now\":{},\"uptime\":{},\"period\":1,\"layers\":{layers},\
-             \"measures\":{measures},\"history\":{{\"at\":{},\"values\":{values},\"of\":{limits}}}}}",
+             \"measures\":{measures},\"unshown\":{},\"history\":{{\"at\":{},\"values\":{values},\"of\":{limits}}}}}",
             Text(flow.name()),
             env!("CARGO_PKG_VERSION"),
             unix(wall),
-            Short(flow.uptime().as_secs_f64()),
+            uptime(flow),
+            self.history.unshown(),
             list(self.history.at(now)),
         )
     }
@@ -156,7 +157,7 @@ impl Book {
             .filter(|elapsed| *elapsed <= STALE)
             .map(|elapsed| elapsed.as_secs_f64());
         let mut parts = Parts {
-            head: self.head(wall),
+            head: self.head(flow, wall),
             ..Parts::default()
         };
         let mut hot = Vec::new();
@@ -195,11 +196,11 @@ impl Book {
         compose(parts, &mut self.sent)
     }
 
-    fn head(&self, wall: SystemTime) -> String {
+    fn head(&self, flow: &Flow, wall: SystemTime) -> String {
         let series = self.history.series();
         let values = list(series.iter().map(|series| short(series.last())));
         let of = list(series.iter().map(|series| short(series.limit())));
-        let mut head = format!("\"now\":{}", unix(wall));
+        let mut head = format!("\"now\":{},\"uptime\":{}", unix(wall), uptime(flow));
         // A String takes all that is written.
         let _ = write!(head, ",\"values\":{values},\"of\":{of}");
         head
@@ -224,6 +225,11 @@ fn shape(layers: &[Arc<dyn Inspect>]) -> Shape {
     let names = |knobs: Vec<Knob>| knobs.iter().map(|knob| knob.name).collect();
     let of = |layer: &Arc<dyn Inspect>| (names(asked(|| layer.knobs())), asked(|| layer.tables()));
     layers.iter().map(of).collect()
+}
+
+/// Seconds, to the tenth; no clock that is set changes it.
+fn uptime(flow: &Flow) -> f64 {
+    flow.uptime().as_millis().div_euclid(100) as f64 / 10.0
 }
 
 /// Seconds since 1970, to the millisecond.

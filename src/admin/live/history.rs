@@ -22,6 +22,8 @@ const MOST: usize = 96;
 pub(super) struct History {
     at: VecDeque<Instant>,
     series: Vec<Series>,
+    /// How many measures there was no room for at the last point.
+    unshown: usize,
 }
 
 /// One measure.
@@ -39,9 +41,12 @@ impl History {
     /// Adds a point: the measures of each layer. Whether there are new ones among them.
     pub(super) fn push(&mut self, now: Instant, layers: &[Vec<Measured>]) -> bool {
         let known = self.series.len();
+        self.unshown = 0;
         for (layer, measured) in layers.iter().enumerate() {
             for measured in measured {
-                self.know(layer, measured.key);
+                if !self.know(layer, measured.key) {
+                    self.unshown += 1;
+                }
             }
         }
         self.at.push_back(now);
@@ -69,13 +74,14 @@ impl History {
         oldest.is_some_and(|oldest| now.saturating_duration_since(*oldest) > SPAN)
     }
 
-    fn know(&mut self, layer: usize, key: Key) {
+    /// Whether there is, or now is, a series of it.
+    fn know(&mut self, layer: usize, key: Key) -> bool {
         let place = self
             .series
             .binary_search_by_key(&(layer, key), |series| (series.layer, series.key));
-        if let Err(place) = place
-            && self.series.len() < MOST
-        {
+        let Err(place) = place else { return true };
+        let room = self.series.len() < MOST;
+        if room {
             let values: VecDeque<_> = self.at.iter().map(|_| f32::NAN).collect();
             let series = Series {
                 layer,
@@ -85,6 +91,12 @@ impl History {
             };
             self.series.insert(place, series);
         }
+        room
+    }
+
+    /// How many measures there is no room for.
+    pub(super) fn unshown(&self) -> usize {
+        self.unshown
     }
 
     /// All measures, in their order.
@@ -197,5 +209,6 @@ mod tests {
         assert!(history.push(crate::clock::now(), &layers));
         assert!(!history.push(crate::clock::now(), &layers));
         assert_eq!(history.series().len(), MOST);
+        assert_eq!(history.unshown(), 500 - MOST);
     }
 }

@@ -313,9 +313,14 @@ impl Ticking {
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             period.tick().await;
-            if !always && self.hub.desk().rest() {
-                self.armed = false;
-                return;
+            if !always {
+                let mut pages = self.hub.pages();
+                if self.hub.desk().rest() {
+                    // Whoever comes next is told of then, not of now.
+                    *pages = Pages::default();
+                    self.armed = false;
+                    return;
+                }
             }
             self.hub.tick(clock::now());
         }
@@ -545,5 +550,28 @@ mod tests {
         hub.tick(start + Duration::from_secs(24));
         hub.tick(start + Duration::from_secs(40));
         assert_eq!(piece(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_after_a_long_silence_is_told_of_then() {
+        let hub = Hub::new(Flow::new("orders"), 4);
+        let state = |listener: &mut Listener| {
+            let event = listener.poll_next(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(Some(event)) = event else {
+                panic!("it begins with the state")
+            };
+            let event = String::from_utf8(event.to_vec()).unwrap();
+            let data = event.split_once("data: ").unwrap().1;
+            serde_json::from_str::<serde_json::Value>(data).unwrap()
+        };
+        let mut first = hub.listen("\"head\":1".to_owned(), None).unwrap();
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        state(&mut first);
+        drop(first);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let mut second = hub.listen("\"head\":1".to_owned(), None).unwrap();
+        let state = state(&mut second);
+        assert!(state["uptime"].as_f64() > Some(3600.0), "{state}");
+        assert_eq!(state["history"]["at"].as_array().unwrap().len(), 1);
     }
 }

@@ -7,7 +7,7 @@ use crate::admin::body::AdminBody;
 use crate::admin::live::cut;
 use crate::admin::query;
 use crate::base::flow::asked;
-use crate::base::inspect::{HotPath, Value};
+use crate::base::inspect::{HotPath, Value, is_hidden};
 
 /// Where the time went, by layer, route and stage: what took most first.
 pub(super) const PAGE: Page = Page::get("/debug/hot", |shared, ask| {
@@ -85,7 +85,7 @@ fn micros(duration: std::time::Duration) -> String {
 fn plain(name: &str) -> String {
     cut(name)
         .chars()
-        .map(|char| if char.is_control() { '?' } else { char })
+        .map(|char| if is_hidden(char) { '?' } else { char })
         .collect()
 }
 
@@ -133,6 +133,6 @@ mod tests {
             "share    busy  polls   mean     max  slow  stage  route\n\
              12.5%  1.250s      7  1.0us  10.0us     0  call   ü\n"
         );
-        assert_eq!(plain("a\u{1b}[31m\n"), "a?[31m?");
+        assert_eq!(plain("a\u{1b}[31m\n\u{9b}\u{202e}"), "a?[31m???");
     }
 }

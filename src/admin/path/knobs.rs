@@ -6,6 +6,7 @@ use crate::admin::query;
 use crate::admin::scalar::scalar;
 use crate::admin::service::{Ask, Shared, untrusted};
 use crate::base::flow::asked;
+use crate::base::inspect::is_hidden;
 
 /// Sets a knob of a layer.
 pub(super) const PAGE: Page = Page {
@@ -70,7 +71,7 @@ fn find(
 fn short(error: &str) -> String {
     let line = error
         .chars()
-        .map(|char| if char.is_control() { ' ' } else { char });
+        .map(|char| if is_hidden(char) { ' ' } else { char });
     let mut line: String = line.take(300).collect();
     line.push('\n');
     line

@@ -40,7 +40,9 @@ async fn oversized_and_malformed_requests_are_refused() {
     ] {
         let answer = within(5, raw(served.addr, bytes)).await;
         let status = answer.split(' ').nth(1).unwrap_or_default();
-        assert!(answer.is_empty() || statuses.contains(&status), "{answer}");
+        // What is still on its way when the connection closes may take the answer with it.
+        let lost = bytes.len() > 100_000 && answer.is_empty();
+        assert!(lost || statuses.contains(&status), "{answer}");
         assert_eq!(served.get("/healthz").await.status, 200);
     }
 }
@@ -55,13 +57,13 @@ async fn large_bodies_are_not_read() {
     ] {
         let head =
             format!("{line} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n");
-        let flood = [head.as_bytes(), &vec![b'x'; 1 << 20]].concat();
-        let answer = within(5, raw(served.addr, &flood)).await;
+        let answer = within(5, raw(served.addr, head.as_bytes())).await;
         let status = answer.split(' ').nth(1).unwrap_or_default();
-        assert!(
-            answer.is_empty() || statuses.contains(&status),
-            "{line}: {answer}"
-        );
+        assert!(statuses.contains(&status), "{line}: {answer}");
+        // What is on its way when the connection closes may take the answer with it.
+        let flood = [head.as_bytes(), &vec![b'x'; 1 << 20]].concat();
+        within(5, raw(served.addr, &flood)).await;
+        assert_eq!(served.get("/healthz").await.status, 200);
     }
     // Nor one that does not say how large it is.
     let chunked = "POST /session HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -74,10 +76,7 @@ async fn large_bodies_are_not_read() {
         ),
     )
     .await;
-    assert!(
-        answer.is_empty() || answer.starts_with("HTTP/1.1 413"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert_eq!(
         served
             .ask("POST /session", &[], &"x".repeat(4096))
