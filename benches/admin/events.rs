@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::busy::Busy;
-use crate::support::{cpu, median, rounds, yes};
+use crate::support::{bounded, cpu, median, rounds, yes};
 
 /// How long each round is.
 const ROUND: Duration = Duration::from_secs(4);
@@ -68,6 +68,8 @@ pub fn print() {
         "\nThe largest update: {largest} bytes (20 KB: {}).",
         yes(largest <= 20_000)
     );
+    bounded("100 clients, % of a core", many, 2.0);
+    assert!(largest <= 20_000, "an update of {largest} bytes");
 }
 
 /// The endpoint on a thread of its own, and the nanoseconds that thread has used.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tower_flow::metrics::Format;
 
 use crate::busy::{Busy, call};
-use crate::support::{cpu, median, rounds, yes};
+use crate::support::{bounded, cpu, median, rounds, yes};
 
 pub fn print() {
     let busy = Arc::new(Busy::new(224));
@@ -42,6 +42,7 @@ pub fn print() {
         let slow = median(took.iter().map(|took| took.1));
         println!("| a call {what}, ns | {mean:.0} | |\n| the slowest of 1,000, ns | {slow:.0} | |");
     }
+    bounded("a scrape, ms", scrape, 50.0);
 }
 
 /// What a call takes, and the slowest in a thousand, while `meanwhile` runs in this thread.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tower_flow::metrics::Format;
 
 use crate::busy::Busy;
-use crate::support::{cpu, median, rounds, yes};
+use crate::support::{bounded, cpu, median, rounds, yes};
 
 pub fn print() {
     let busy = Busy::new(200);
@@ -46,4 +46,6 @@ pub fn print() {
         "| /metrics, written | {metrics:.2} | {:.0} | |",
         sizes.1 as f64 / 1e3
     );
+    bounded("the snapshots of all layers, ms", snapshots, 2.0);
+    bounded("/snapshot.json, ms", json, 2.0);
 }

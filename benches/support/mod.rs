@@ -297,6 +297,16 @@ pub fn yes(reached: bool) -> &'static str {
     if reached { "yes" } else { "no" }
 }
 
+/// Fails when it is far beyond its bound: by a factor of 3, or of `TOWER_FLOW_SLACK`, since machines may be busy.
+pub fn bounded(what: &str, is: f64, bound: f64) {
+    let slack =
+        std::env::var("TOWER_FLOW_SLACK").map_or(3.0, |slack| slack.parse().expect("a number"));
+    assert!(
+        is <= bound * slack,
+        "{what}: {is:.2} is more than {slack} times {bound}"
+    );
+}
+
 /// The one in the middle.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.into_iter().collect();
