@@ -79,8 +79,8 @@ impl Book {
         known != self.shape
     }
 
-    /// What there is, the part that is the same for all: `wall` is `now` outside. The brace that opens is not there. When
-    /// nobody has looked yet, it does.
+    /// What there is, the part that is the same for all: `wall` is `now` outside. The brace that opens is not there.
+    /// When nobody has looked yet, it does.
     pub(super) fn outline(
         &mut self,
         flow: &Flow,

@@ -17,7 +17,8 @@ const MOST: usize = 96;
 ///
 /// # Invariants
 ///
-/// Every series has as many values, and limits, as there are times. Series stay in the order of their layers and keys; none ever goes.
+/// Every series has as many values, and limits, as there are times. Series stay in the order of their layers and keys;
+/// none ever goes.
 #[derive(Debug, Default)]
 pub(super) struct History {
     at: VecDeque<Instant>,

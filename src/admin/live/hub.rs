@@ -32,8 +32,8 @@ const PIECE: usize = LONGEST;
 ///
 /// - `book` is locked before `desk`, and neither while a waker or a connection's end runs.
 /// - A listener has a seat until it is dropped or put out, whichever is first; there are never more than `most`.
-/// - An update that is not whole says only what changed since the one before it. So a listener that comes, or has missed
-///   some, asks for a whole one and passes over all others until it gets one.
+/// - An update that is not whole says only what changed since the one before it. So a listener that comes, or has
+///   missed some, asks for a whole one and passes over all others until it gets one.
 pub(in crate::admin) struct Hub {
     flow: Flow,
     most: usize,

@@ -80,7 +80,8 @@ pub(super) enum Format {
 
 impl Order {
     fn of(text: &str) -> Result<Self, &'static str> {
-        const BOUNDS: &str = "seconds is 1 to 60 (10), hz is 1 to 999 (99), format is svg (as without), folded or pb, each at most once\n";
+        const BOUNDS: &str = "seconds is 1 to 60 (10), hz is 1 to 999 (99), format is svg (as without), folded or pb, \
+                              each at most once\n";
         let (mut seconds, mut hz, mut format) = (None, None, None);
         for (key, value) in query::pairs(text).ok_or(BOUNDS)? {
             let number = || match value.bytes().all(|byte| byte.is_ascii_digit()) {

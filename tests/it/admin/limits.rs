@@ -36,13 +36,14 @@ async fn oversized_and_malformed_requests_are_refused() {
         (target.as_bytes(), &["431", "414"]),
         (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", &["400"]),
         (b"GET / HTTP/9.9\r\n\r\n", &["400", "505"]),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &["400", "505"]),
+        // What speaks that would not understand an answer.
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[""]),
     ] {
         let answer = within(5, raw(served.addr, bytes)).await;
         let status = answer.split(' ').nth(1).unwrap_or_default();
         // What is still on its way when the connection closes may take the answer with it.
         let lost = bytes.len() > 100_000 && answer.is_empty();
-        assert!(lost || statuses.contains(&status), "{answer}");
+        assert!(lost || statuses.contains(&status), "{statuses:?}: {answer}");
         assert_eq!(served.get("/healthz").await.status, 200);
     }
 }
