@@ -221,6 +221,7 @@ function onTick(data) {
     live.tables.set(key, { rows: [], ...live.tables.get(key), more });
   }
   for (const [layer, knob, value] of data.knobs ?? []) live.knobs.set(`${layer}/${knob}`, value);
+  live.uptime = data.uptime;
   if (data.stack) live.stack = data.stack;
   if (data.hot) live.hot = data.hot;
   live.ticks += 1;
@@ -274,7 +275,7 @@ function later() {
       part.draw();
     }
     if (live.state)
-      put($("uptime"), "up " + lasting(Math.max(0, live.state.uptime + (newest(live.t) ?? live.state.now) - live.state.now)));
+      put($("uptime"), "up " + lasting(live.uptime ?? live.state.uptime));
   });
 }
 
@@ -1513,9 +1514,8 @@ function header() {
   $("service").title = plain(service);
   document.title = `${plain(service)} · tower-flow`;
   put($("version"), `tower-flow ${version}`);
-  const left = Object.entries(unshown ?? {}).filter(([, count]) => count > 0);
-  $("unshown").hidden = !left.length;
-  put($("unshown-text"), left.map(([what, count]) => `${amount(count)} ${plain(what)}`).join(" and "));
+  $("unshown").hidden = !unshown;
+  put($("unshown-text"), `${amount(unshown ?? 0)} measures`);
 }
 
 // Which section one is in.

@@ -38,8 +38,9 @@ async fn time_is_billed_once_when_the_call_was_made_in_another_task() {
     let buffered = service_fn(move |n: u32| {
         let mut inner = inner.clone();
         async move {
-            let future = tokio::spawn(async move { inner.call(n) }).await.unwrap();
-            future.await
+            let (future, called) = tokio::sync::oneshot::channel();
+            tokio::spawn(async move { future.send(inner.call(n)).ok() });
+            called.await.unwrap().await
         }
     });
     let service = outer.layer(buffered);
