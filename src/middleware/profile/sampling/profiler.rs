@@ -76,7 +76,7 @@ use super::{LONGEST, RATES, sampler};
 /// RUSTFLAGS="-C force-frame-pointers=yes" cargo build --release
 /// ```
 ///
-/// which costs a percent or so. Without it a sample shows the function it was in, with all that was inlined there, then
+/// which takes a register from the compiler. Without it a sample shows the function it was in, with all that was inlined there, then
 /// whatever of its callers has frame pointers; those between are missing. Routes and shares of functions are right either
 /// way. For names, keep at least `debug = "line-tables-only"` in the profile of the build.
 ///
@@ -107,15 +107,15 @@ use super::{LONGEST, RATES, sampler};
 ///
 /// # Cost
 ///
-/// Measured on a busy virtual machine of two cores, `cargo bench --features full --bench profiler`:
+/// Measured on a shared virtual machine of two cores; `benches/README.md` says how, and how much of it is noise:
 ///
 /// | | |
 /// |---|---|
 /// | no profiler | one relaxed load for each poll |
-/// | a tag while one runs, in and out | 25 ns and no allocation, beside the two readings of the clock a recorded poll makes anyway |
-/// | its own thread | 0.3 % to 0.9 % of the CPU time, more the more often tags change; [`Counts::cost`] says |
-/// | a sample | an interrupt of a timer, and a walk along the frames. On a virtual machine the timer alone can take 100 µs: 1 % to 2 % at 99 Hz, 12 % to 16 % at 999 |
-/// | to start | 0.3 ms with a handful of threads |
+/// | a tag while one runs, in and out | 21 ns and no allocation, beside the two readings of the clock a recorded poll makes anyway |
+/// | its own thread | 0.5 % of the CPU time of one busy thread; more in the first second, and the more often tags change; [`Counts::cost`] says |
+/// | a sample | an interrupt of a timer, and a walk along the frames: 0.1 to 0.3 ms there, so 1 % to 3 % at 99 Hz, ten times that at 999 |
+/// | to start | 0.4 ms with a handful of threads |
 /// | to stop and find names | milliseconds to 0.1 s in a release build, seconds in a debug build of hundreds of megabytes |
 ///
 /// # Design
