@@ -16,6 +16,8 @@ const ROWS: usize = 12;
 pub(crate) struct Live {
     pub(crate) flow: Flow,
     pub(crate) url: String,
+    /// The same with the token, for the person who runs this.
+    pub(crate) link: String,
     cpu: CpuUsage,
 }
 
@@ -44,12 +46,18 @@ impl Live {
             .token(&token)
             .bind("127.0.0.1:0".parse()?)
             .await?;
-        let url = format!("http://{}/#token={token}", admin.local_addr());
+        let url = format!("http://{}/", admin.local_addr());
+        let link = format!("{url}#token={token}");
         tokio::spawn(admin.run());
         // From here on, one call in 64 tells what each layer costs.
         flow.overhead();
-        eprintln!("live on {url}");
-        Ok(Self { flow, url, cpu })
+        eprintln!("live on {link}");
+        Ok(Self {
+            flow,
+            url,
+            link,
+            cpu,
+        })
     }
 
     /// What all layers together know.

@@ -102,7 +102,7 @@ async fn main() -> Result<ExitCode, BoxError> {
             act.print();
             println!();
         }
-        println!("live endpoint: {}", live.url);
+        println!("live endpoint: {}", live.link);
     }
     if options.hold {
         eprintln!("serving until Ctrl-C");
