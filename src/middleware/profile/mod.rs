@@ -138,6 +138,6 @@ pub use service::{Profiled, ResponseFuture};
 pub use stage::Stage;
 pub use state::SlowPoll;
 pub use usage::{
-    CpuSnapshot, CpuUsage, RunQueueSignal, SchedulerSnapshot, SchedulerUsage, ThreadsSnapshot,
-    WorkerSnapshot,
+    CpuSnapshot, CpuUsage, QueueDepthSignal, RunQueueSignal, SchedulerSnapshot, SchedulerUsage,
+    ThreadsSnapshot, WorkerSnapshot,
 };

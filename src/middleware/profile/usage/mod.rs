@@ -5,5 +5,5 @@ mod scheduler;
 mod threads;
 
 pub use cpu::{CpuSnapshot, CpuUsage, RunQueueSignal};
-pub use scheduler::{SchedulerSnapshot, SchedulerUsage, WorkerSnapshot};
+pub use scheduler::{QueueDepthSignal, SchedulerSnapshot, SchedulerUsage, WorkerSnapshot};
 pub use threads::ThreadsSnapshot;

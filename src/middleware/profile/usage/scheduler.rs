@@ -36,6 +36,10 @@ pub struct SchedulerUsage {
     wakeup: Arc<WakeupSignal>,
 }
 
+/// How many tasks of a runtime wait for any of its workers. What waits in a worker's own queue is not told.
+#[derive(Debug, Clone)]
+pub struct QueueDepthSignal(RuntimeMetrics);
+
 /// A runtime at one moment.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -105,6 +109,11 @@ impl SchedulerUsage {
         self.wakeup.clone()
     }
 
+    /// How many tasks wait for any worker.
+    pub fn queue_depth(&self) -> QueueDepthSignal {
+        QueueDepthSignal(self.metrics.clone())
+    }
+
     /// The numbers now.
     pub fn snapshot(&self) -> SchedulerSnapshot {
         let busy = self.busy.sample();
@@ -121,6 +130,18 @@ impl SchedulerUsage {
             queued: self.metrics.global_queue_depth(),
             workers: workers.collect(),
         }
+    }
+}
+
+// ===== impl QueueDepthSignal =====
+
+impl Signal for QueueDepthSignal {
+    fn name(&self) -> &str {
+        "queue_depth"
+    }
+
+    fn sample(&self) -> Option<f64> {
+        Some(self.0.global_queue_depth() as f64)
     }
 }
 
@@ -247,6 +268,32 @@ mod tests {
         while clock::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    #[test]
+    fn tasks_that_wait_for_a_worker_are_counted() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap();
+        let depth = SchedulerUsage::of("test", runtime.handle()).queue_depth();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (begin, began) = std::sync::mpsc::channel();
+        let blocked = runtime.spawn(async move {
+            begin.send(()).unwrap();
+            ended.recv().is_err()
+        });
+        began.recv().unwrap();
+        // From outside they go into the queue all share.
+        let tasks: Vec<_> = (0..7).map(|_| runtime.spawn(async {})).collect();
+        assert!(depth.sample().unwrap() >= 7.0, "{depth:?}");
+        drop(end);
+        assert!(runtime.block_on(blocked).unwrap());
+        for task in tasks {
+            runtime.block_on(task).unwrap();
+        }
+        assert_eq!((depth.sample(), depth.name()), (Some(0.0), "queue_depth"));
     }
 
     #[test]
