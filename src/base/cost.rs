@@ -378,6 +378,7 @@ mod tests {
         assert_eq!((outer.inside, other.inside), (None, Some(outer.id)));
     }
 
+    #[cfg(any(feature = "grpc", feature = "throttle", feature = "timing"))]
     #[tokio::test(start_paused = true)]
     async fn a_layer_that_encloses_nothing_is_seen_round_what_follows() {
         let (first, second) = (wanted(), wanted());
