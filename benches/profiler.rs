@@ -81,6 +81,8 @@ mod linux {
                 if hz > 0 {
                     starts.push(start.elapsed());
                 }
+                // After one that is not counted: what went before it, idle or busy, is not the same for all.
+                round();
                 cpu.push(round().as_secs_f64());
                 let Some(profiler) = profiler else { continue };
                 let stop = Instant::now();
