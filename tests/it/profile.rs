@@ -196,6 +196,24 @@ async fn off_is_off_and_the_knob_turns_it_on() {
 }
 
 #[tokio::test]
+async fn a_layer_that_is_off_asks_for_no_route() {
+    let asked = AtomicUsize::new(0);
+    let layer = ProfileLayer::new("t")
+        .every(0)
+        .route_by(|name: &&'static str| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            name
+        });
+    let handle = layer.handle();
+    let service = layer.layer(service_fn(async |_: &'static str| Ok::<_, BoxError>(())));
+    service.clone().oneshot("a").await.unwrap();
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    handle.set_every(1);
+    service.clone().oneshot("a").await.unwrap();
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
 async fn a_scanner_makes_no_routes() {
     let layer = ProfileLayer::new("api").route_with(ByPath).max_routes(3);
     let handle = layer.handle();

@@ -25,7 +25,7 @@ struct Known {
 
 impl Call {
     #[inline]
-    pub(super) fn start(state: &Lease<State>, route: Option<&str>) -> Self {
+    pub(super) fn start<'a>(state: &Lease<State>, route: impl FnOnce() -> Option<&'a str>) -> Self {
         let every = state.every();
         if every == 0 && !tags::on() {
             return Self(None);
@@ -33,7 +33,7 @@ impl Call {
         let weight = (every > 0).then(|| Weight::decide(every));
         let seen = weight.is_some_and(|weight| weight != Weight(0));
         Self(Some(Known {
-            place: state.routes.place(route),
+            place: state.routes.place(route()),
             state: state.clone(),
             weight,
             delay: (seen && once_in(state.delay_every)).then(Delay::new),

@@ -102,7 +102,7 @@ where
     fn call(&mut self, req: http::Request<B>) -> Self::Future {
         let toll = self.state.cost.call();
         let _own = toll.own();
-        let call = Call::start(&self.state, self.route.of(&req));
+        let call = Call::start(&self.state, || self.route.of(&req));
         let inner = call.run(Stage::Call, || cost::inner(|| self.inner.call(req)));
         HttpResponseFuture {
             inner,
