@@ -655,22 +655,20 @@ fn the_endpoint_takes_profiles() {
                 server.local_addr()
             );
             tokio::spawn(server.run());
-            let first = {
+            // Of two at the same time one has to wait until the other is done, whichever came first.
+            let (taken, refused) = loop {
                 let url = format!("{url}1&format=folded");
-                tokio::spawn(async move { crate::http::get(&url, "*/*").await })
-            };
-            // A second one has to wait until the first is done.
-            let refused = loop {
-                let second = crate::http::get(&format!("{url}1&format=pb"), "*/*").await;
-                if second.status() == 409 {
-                    break second;
+                let get = || crate::http::get(&url, "*/*");
+                let (one, other) = tokio::join!(get(), get());
+                match (one.status().as_u16(), other.status().as_u16()) {
+                    (200, 409) => break (one, other),
+                    (409, 200) => break (other, one),
+                    // The machine is so busy that they came one after the other.
+                    statuses => assert_eq!(statuses, (200, 200)),
                 }
-                assert!(!first.is_finished(), "{}", second.status());
             };
             assert!(refused.body().ends_with(b"\n") && refused.body().len() < 200);
-            let first = first.await.unwrap();
-            assert_eq!(first.status(), 200);
-            let folded = String::from_utf8(first.body().to_vec()).unwrap();
+            let folded = String::from_utf8(taken.body().to_vec()).unwrap();
             assert!(samples(&folded, &["shop dear;"]) > 50, "{folded}");
             for (format, kind, start) in [
                 ("svg", "image/svg+xml", &b"<?xml"[..]),
