@@ -28,7 +28,7 @@
 //!   [`deadline`], [`executor`], [`phases`], [`priority`], [`route`], [`error`], [`clock`];
 //! - *middleware*, one folder each, none imports another: [`grpc`], [`timing`], [`connection`], [`pool`],
 //!   [`batch`], [`coalesce`], [`shed`], [`throttle`], [`profile`];
-//! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`].
+//! - *stacks*: [`ServiceBuilderExt`], [`preset`], [`admin`], [`nats`].
 //!
 //! # Features
 //!
@@ -47,6 +47,7 @@
 //! | `shed` | [`shed`] |
 //! | `profile` | [`profile`]: where the time goes, by route, by thread, by worker |
 //! | `perf` | `profile::Profiler`, which samples call chains; Linux only |
+//! | `nats` | [`nats`]: NATS as a service, JetStream publishing in batches, its lag as a signal |
 //! | `signal` | the signals that watch a tokio runtime: [`signal::SchedulerSignal`], [`signal::WakeupSignal`] |
 //! | `admin` | [`admin`] |
 //! | `metrics` | [`Flow`], [`inspect`], [`metrics`]; on with any of the above |
@@ -63,6 +64,8 @@ pub mod admin;
 mod base;
 mod builder;
 mod middleware;
+#[cfg(feature = "nats")]
+pub mod nats;
 #[cfg(all(feature = "grpc", feature = "timing"))]
 pub mod preset;
 

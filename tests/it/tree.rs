@@ -48,7 +48,12 @@ fn arrows_point_up_only() {
         "throttle",
     ]
     .into();
-    let stacks = ["crate::builder", "crate::preset", "crate::admin"];
+    let stacks = [
+        "crate::builder",
+        "crate::preset",
+        "crate::admin",
+        "crate::nats",
+    ];
     for (name, text) in &files {
         let code = code(text);
         let uses = |what: &str| code.contains(what);

@@ -1,0 +1,1 @@
+//! NATS as tower services, and its backlog as a signal.
