@@ -51,6 +51,13 @@ struct Waiting<B: Send + 'static> {
     req: Option<Request<B>>,
 }
 
+impl<B: Send + 'static> ResponseFuture<B> {
+    /// Whether the request still waits for a connection: nothing of it was sent, and the pool's own timeouts bound it.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting(_))
+    }
+}
+
 impl<B> ResponseFuture<B>
 where
     B: Body + Send + Unpin + 'static,

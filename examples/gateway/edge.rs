@@ -1,0 +1,280 @@
+//! What an intermediary does to each message: RFC 9110 7.6, RFC 9112 3.2.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tower::Service as _;
+
+use crate::answer::{self, is_grpc};
+use crate::drain::Drain;
+use crate::fields;
+use crate::interim::Interim;
+use crate::stack::{Body, Stack, Stacks};
+use crate::tunnel;
+use crate::upload::{Progress, Upload};
+
+const ALLOWED: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH");
+
+/// One client's connection.
+pub(crate) struct Edge {
+    peer: SocketAddr,
+    tls: bool,
+    max_body: Option<u64>,
+    drain: Drain,
+    interim: Interim,
+    /// A clone of its own, which no other connection waits for.
+    stacks: Mutex<Stacks>,
+}
+
+/// Why a request goes no further.
+struct Refused(StatusCode, &'static str);
+
+impl Edge {
+    pub(crate) fn new(peer: SocketAddr, stacks: Stacks, drain: Drain, interim: Interim) -> Self {
+        Self {
+            peer,
+            tls: stacks.tls,
+            max_body: stacks.max_body,
+            drain,
+            interim,
+            stacks: Mutex::new(stacks),
+        }
+    }
+
+    /// Answers `req`, come what may.
+    pub(crate) async fn answer(&self, req: Request<Incoming>) -> Response<Body> {
+        let version = req.version();
+        let mut response = match self.forward(req).await {
+            Ok(response) => response,
+            Err(Refused(status, message)) => {
+                let mut response = answer::plain(status, message);
+                if status == StatusCode::METHOD_NOT_ALLOWED || status == StatusCode::OK {
+                    response.headers_mut().insert(header::ALLOW, ALLOWED);
+                }
+                response
+            }
+        };
+        if version < Version::HTTP_2 {
+            if self.drain.ending() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            // A flush after this poll sends what is left of them and polls again.
+            std::future::poll_fn(|_| match self.interim.is_empty() {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            })
+            .await;
+        }
+        response
+    }
+
+    async fn forward(&self, mut req: Request<Incoming>) -> Result<Response<Body>, Refused> {
+        let host = host(&req)?;
+        permitted(&mut req)?;
+        let version = req.version();
+        let one = version < Version::HTTP_2;
+        let grpc = is_grpc(req.headers());
+        let trailers = fields::takes_trailers(req.headers());
+        let asked = fields::upgrade(req.headers()).filter(|_| version == Version::HTTP_11);
+        let client = req.extensions_mut().remove::<OnUpgrade>();
+        let held = self.expects(&req)?;
+
+        let (mut head, body) = req.into_parts();
+        let upload = Upload::new(body, self.max_body, held && version == Version::HTTP_11);
+        // What a message with a body would switch to is anybody's guess.
+        let upgrade = asked
+            .zip(client)
+            .filter(|_| http_body::Body::is_end_stream(&upload));
+        fields::end_to_end(&mut head.headers);
+        fields::via(&mut head.headers, version);
+        fields::forwarded(&mut head.headers, self.peer, host.as_ref(), self.tls);
+        if trailers {
+            head.headers
+                .insert(header::TE, HeaderValue::from_static("trailers"));
+            if upgrade.is_none() {
+                head.headers
+                    .insert(header::CONNECTION, HeaderValue::from_static("te"));
+            }
+        }
+        if let Some((to, _)) = &upgrade {
+            head.headers.insert(header::UPGRADE, to.clone());
+            head.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        let mut req = Request::from_parts(head, upload);
+        if one {
+            self.pass_interim(&mut req, version);
+        }
+
+        let mut stack = self.stack(grpc);
+        // None of its layers takes anything there, and none fails.
+        let ready = std::future::poll_fn(|cx| stack.poll_ready(cx)).await;
+        let sent = match ready {
+            Ok(()) => stack.call(req).await,
+            Err(error) => Err(error),
+        };
+        let response = sent.unwrap_or_else(|error| answer::of(error.as_ref(), grpc));
+        Ok(self.returned(response, upgrade))
+    }
+
+    /// What the client gets of `response`.
+    fn returned(
+        &self,
+        mut response: Response<Body>,
+        upgrade: Option<(HeaderValue, OnUpgrade)>,
+    ) -> Response<Body> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upstream = response.extensions_mut().remove::<OnUpgrade>();
+            let Some(((_, client), upstream)) = upgrade.zip(upstream) else {
+                return answer::plain(
+                    StatusCode::BAD_GATEWAY,
+                    "the upstream switched protocols unasked",
+                );
+            };
+            tunnel::dig(client, upstream, &self.drain);
+            let to = response.headers().get(header::UPGRADE).cloned();
+            fields::end_to_end(response.headers_mut());
+            if let Some(to) = to {
+                response.headers_mut().insert(header::UPGRADE, to);
+            }
+            let upgrade = HeaderValue::from_static("upgrade");
+            response.headers_mut().insert(header::CONNECTION, upgrade);
+        } else {
+            fields::end_to_end(response.headers_mut());
+        }
+        let version = response.version();
+        fields::via(response.headers_mut(), version);
+        *response.version_mut() = Version::HTTP_11;
+        response
+    }
+
+    fn stack(&self, grpc: bool) -> Stack {
+        let stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        match grpc {
+            true => stacks.grpc.clone(),
+            false => stacks.http.clone(),
+        }
+    }
+
+    /// Whether the client waits for a 100 before it sends its body.
+    fn expects(&self, req: &Request<Incoming>) -> Result<bool, Refused> {
+        let length = http_body::Body::size_hint(req.body()).lower();
+        if self.max_body.is_some_and(|largest| length > largest) {
+            return Err(Refused(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the request is too large",
+            ));
+        }
+        let mut expected = fields::list(req.headers(), &header::EXPECT).peekable();
+        let expects = expected.peek().is_some();
+        if !expected.all(|it| it.eq_ignore_ascii_case("100-continue")) {
+            return Err(Refused(
+                StatusCode::EXPECTATION_FAILED,
+                "only 100-continue can be expected",
+            ));
+        }
+        Ok(expects)
+    }
+
+    /// The upstream's interim answers go to the client. Its 100 lets the body be read, which makes hyper send one.
+    fn pass_interim(&self, req: &mut Request<Upload>, version: Version) {
+        let upload: Progress = req.body().progress();
+        let interim = (version == Version::HTTP_11).then(|| self.interim.clone());
+        hyper::ext::on_informational(req, move |answer| match answer.status() {
+            StatusCode::CONTINUE => upload.release(),
+            status => {
+                if let Some(interim) = &interim {
+                    interim.push(status, answer.headers());
+                }
+            }
+        });
+    }
+}
+
+/// The host it is for: that of the target where it names one. One that could be read in two ways is refused.
+fn host<B>(req: &Request<B>) -> Result<Option<HeaderValue>, Refused> {
+    const TWO_HOSTS: Refused = Refused(StatusCode::BAD_REQUEST, "the request names two hosts");
+    let mut named = req.headers().get_all(header::HOST).iter();
+    let host = named.next();
+    if named.next().is_some() {
+        return Err(TWO_HOSTS);
+    }
+    if let Some(authority) = req.uri().authority() {
+        if req.version() >= Version::HTTP_2
+            && host.is_some_and(|host| {
+                !host
+                    .as_bytes()
+                    .eq_ignore_ascii_case(authority.as_str().as_bytes())
+            })
+        {
+            return Err(TWO_HOSTS);
+        }
+        return checked(authority.as_str().as_bytes()).map(Some);
+    }
+    match host {
+        // Empty is what a target without an authority has.
+        Some(host) if host.is_empty() => Ok(None),
+        Some(host) => checked(host.as_bytes()).map(Some),
+        None if req.version() == Version::HTTP_11 => Err(Refused(
+            StatusCode::BAD_REQUEST,
+            "the request names no host",
+        )),
+        None => Ok(None),
+    }
+}
+
+fn checked(host: &[u8]) -> Result<HeaderValue, Refused> {
+    let authority = Authority::try_from(host).ok();
+    authority
+        .filter(|authority| !authority.as_str().contains('@'))
+        .and_then(|_| HeaderValue::from_bytes(host).ok())
+        .ok_or(Refused(
+            StatusCode::BAD_REQUEST,
+            "the request's host is none",
+        ))
+}
+
+/// Methods that end here.
+fn permitted<B>(req: &mut Request<B>) -> Result<(), Refused> {
+    const NO_METHOD: Refused = Refused(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this method ends at the gateway, which does not do it",
+    );
+    if *req.method() == Method::CONNECT || *req.method() == Method::TRACE {
+        return Err(NO_METHOD);
+    }
+    let path = req.uri().path();
+    if !(path.starts_with('/')
+        || path.is_empty()
+        || *req.method() == Method::OPTIONS && path == "*")
+    {
+        return Err(Refused(
+            StatusCode::BAD_REQUEST,
+            "the request's target is none",
+        ));
+    }
+    if *req.method() == Method::OPTIONS {
+        max_forwards(req.headers_mut())?;
+    }
+    Ok(())
+}
+
+/// RFC 9110 7.6.2.
+fn max_forwards(headers: &mut HeaderMap) -> Result<(), Refused> {
+    let left = headers.get(header::MAX_FORWARDS);
+    let left: Option<u32> = left.and_then(|left| left.to_str().ok()?.trim().parse().ok());
+    match left {
+        Some(0) => Err(Refused(StatusCode::OK, "")),
+        Some(left) => {
+            headers.insert(header::MAX_FORWARDS, HeaderValue::from(left - 1));
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}

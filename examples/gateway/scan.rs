@@ -1,0 +1,237 @@
+//! What hyper reads kindly and an intermediary must not: RFC 9112 2.2 and 6.3.
+//!
+//! hyper takes a bare LF for the end of a line, and of a request with both `Content-Length` and `Transfer-Encoding` it takes
+//! the latter and goes on. Whoever stands on the other side may read either in another way, and two requests where we read
+//! one. [`Scanner`] follows the framing of what a client sends and makes the octet that gives such a request away a NUL,
+//! which no part of a head may hold: hyper answers 400 and closes.
+
+/// Follows the requests of one HTTP/1 connection.
+#[derive(Debug, Default)]
+pub(crate) struct Scanner {
+    state: State,
+    /// The beginning of the line under way: more than any name or number that matters.
+    line: Vec<u8>,
+    /// The last octet of the line under way.
+    last: u8,
+    head: Head,
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum State {
+    /// In the lines of a head.
+    #[default]
+    Head,
+    /// So many octets of a body are left.
+    Body(u64),
+    /// In the line that tells a chunk's size.
+    Size,
+    /// So many octets of a chunk are left, with the CRLF after it.
+    Chunk(u64),
+    Trailers,
+    /// Nobody looks any more: HTTP/2, an upgrade, or what hyper will refuse by itself.
+    Open,
+}
+
+/// What the lines of a head have said so far.
+#[derive(Debug, Default)]
+struct Head {
+    begun: bool,
+    length: Option<u64>,
+    coded: bool,
+    upgrade: bool,
+}
+
+/// How much of a line is kept.
+const LINE: usize = 64;
+
+impl Scanner {
+    /// Looks at the next octets, and spoils the one that must not be.
+    pub(crate) fn scan(&mut self, mut octets: &mut [u8]) {
+        while !octets.is_empty() {
+            let taken = match self.state {
+                State::Open => return,
+                State::Body(left) => self.skip(left, octets.len(), State::Head, State::Body),
+                State::Chunk(left) => self.skip(left, octets.len(), State::Size, State::Chunk),
+                State::Head | State::Size | State::Trailers => self.line(octets),
+            };
+            octets = &mut octets[taken..];
+        }
+    }
+
+    fn skip(&mut self, left: u64, there: usize, then: State, else_: fn(u64) -> State) -> usize {
+        let taken = there.min(usize::try_from(left).unwrap_or(usize::MAX));
+        let left = left - taken as u64;
+        self.state = if left == 0 { then } else { else_(left) };
+        taken
+    }
+
+    /// Takes octets up to the end of the line, if it is there.
+    fn line(&mut self, octets: &mut [u8]) -> usize {
+        let end = octets.iter().position(|octet| *octet == b'\n');
+        let part = &octets[..end.unwrap_or(octets.len())];
+        let room = LINE - self.line.len();
+        self.line.extend_from_slice(&part[..part.len().min(room)]);
+        if let Some(last) = part.last() {
+            self.last = *last;
+        }
+        let Some(end) = end else {
+            return octets.len();
+        };
+        let bare = self.last != b'\r';
+        if bare || !self.ended() {
+            octets[end] = 0;
+            self.state = State::Open;
+        }
+        self.line.clear();
+        self.last = 0;
+        end + 1
+    }
+
+    /// What the line that has ended means; `false` when it must not be.
+    fn ended(&mut self) -> bool {
+        let line = self.line.strip_suffix(b"\r").unwrap_or(&self.line);
+        match self.state {
+            State::Head if line.is_empty() && !self.head.begun => {}
+            State::Head if line.is_empty() => {
+                let head = std::mem::take(&mut self.head);
+                if head.coded && head.length.is_some() {
+                    return false;
+                }
+                self.state = match head {
+                    Head { upgrade: true, .. } => State::Open,
+                    Head { coded: true, .. } => State::Size,
+                    Head {
+                        length: Some(length @ 1..),
+                        ..
+                    } => State::Body(length),
+                    _ => State::Head,
+                };
+            }
+            State::Head if !self.head.begun => {
+                self.head.begun = true;
+                // The first line of HTTP/2's preface.
+                if line == b"PRI * HTTP/2.0" || line.starts_with(b"CONNECT ") {
+                    self.state = State::Open;
+                }
+            }
+            State::Head => self.head.field(line),
+            State::Size => {
+                let digits = line
+                    .iter()
+                    .take_while(|octet| octet.is_ascii_hexdigit())
+                    .count();
+                let size = std::str::from_utf8(&line[..digits]).unwrap_or_default();
+                self.state = match u64::from_str_radix(size, 16) {
+                    Ok(0) => State::Trailers,
+                    Ok(size) => State::Chunk(size.saturating_add(2)),
+                    Err(_) => State::Open,
+                };
+            }
+            State::Trailers if line.is_empty() => self.state = State::Head,
+            _ => {}
+        }
+        true
+    }
+}
+
+impl Head {
+    fn field(&mut self, line: &[u8]) {
+        let Some(colon) = line.iter().position(|octet| *octet == b':') else {
+            return;
+        };
+        let (name, value) = (&line[..colon], &line[colon + 1..]);
+        if name.eq_ignore_ascii_case(b"content-length") {
+            // What is no number hyper refuses.
+            let value = std::str::from_utf8(value).unwrap_or_default();
+            self.length = Some(value.trim().parse().unwrap_or(0));
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.coded = true;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            self.upgrade = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The input as it is handed on, in pieces of every size.
+    fn scanned(input: &str) -> Vec<u8> {
+        let mut whole = input.as_bytes().to_vec();
+        Scanner::default().scan(&mut whole);
+        for size in 1..=input.len() {
+            let mut pieces = input.as_bytes().to_vec();
+            let mut scanner = Scanner::default();
+            for piece in pieces.chunks_mut(size) {
+                scanner.scan(piece);
+            }
+            assert_eq!(pieces, whole, "in pieces of {size}");
+        }
+        whole
+    }
+
+    fn passes(input: &str) {
+        assert_eq!(scanned(input), input.as_bytes());
+    }
+
+    #[track_caller]
+    fn spoilt(input: &str, at: &str) {
+        let scanned = scanned(input);
+        let spoilt = scanned.iter().position(|octet| *octet == 0);
+        assert_eq!(spoilt, input.find(at).map(|start| start + at.len() - 1));
+    }
+
+    #[test]
+    fn what_is_right_passes_untouched() {
+        passes("GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        passes("\r\n\r\nGET / HTTP/1.1\r\n\r\n");
+        passes("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\na\nb\ncGET / HTTP/1.1\r\n\r\n");
+        let chunked = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        passes(&format!(
+            "{chunked}3;x=y\r\n\n\n\n\r\n0\r\nt: u\r\n\r\nGET / HTTP/1.1\r\n\r\n"
+        ));
+        passes("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n\n");
+        passes("GET / HTTP/1.1\r\nupgrade: echo\r\n\r\n\n\n\n");
+    }
+
+    #[test]
+    fn a_bare_line_feed_is_spoilt_wherever_a_head_is() {
+        spoilt("GET / HTTP/1.1\nhost: a\r\n\r\n", "1.1\n");
+        spoilt("GET / HTTP/1.1\r\nhost: a\n\r\n", "a\n");
+        spoilt("GET / HTTP/1.1\r\nhost: a\r\n\n", "a\r\n\n");
+        spoilt(
+            "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n\n\nGET / HTTP/1.1\n",
+            "GET / HTTP/1.1\n",
+        );
+        let chunked = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        spoilt(&format!("{chunked}1\r\n\n\r\n0\r\nt: u\n\r\n"), "u\n");
+    }
+
+    #[test]
+    fn two_lengths_of_one_request_are_spoilt_at_its_end() {
+        let length = "content-length: 4\r\n";
+        let coded = "Transfer-Encoding : x\r\nTransfer-Encoding: chunked\r\n";
+        for (first, second) in [(length, coded), (coded, length)] {
+            let head = format!("POST / HTTP/1.1\r\n{first}{second}\r\n");
+            spoilt(&format!("{head}0\r\n\r\n"), &head);
+        }
+    }
+
+    #[test]
+    fn long_lines_are_followed_without_being_kept() {
+        let long = "x".repeat(10 * LINE);
+        let mut scanner = Scanner::default();
+        scanner.scan(
+            format!("GET /{long} HTTP/1.1\r\n{long}: {long}\r\n")
+                .as_bytes()
+                .to_vec()
+                .as_mut(),
+        );
+        assert!(scanner.line.capacity() <= 2 * LINE);
+        spoilt(
+            &format!("GET /{long} HTTP/1.1\r\n{long}: {long}\n"),
+            &format!(": {long}\n"),
+        );
+    }
+}
