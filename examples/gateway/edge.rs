@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tower::Service as _;
@@ -16,6 +17,7 @@ use crate::interim::Interim;
 use crate::stack::{Body, Stack, Stacks};
 use crate::tunnel;
 use crate::upload::{Progress, Upload};
+use crate::wire::Cut;
 
 const ALLOWED: HeaderValue =
     HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH");
@@ -27,21 +29,37 @@ pub(crate) struct Edge {
     max_body: Option<u64>,
     drain: Drain,
     interim: Interim,
+    cut: Cut,
     /// A clone of its own, which no other connection waits for.
     stacks: Mutex<Stacks>,
+}
+
+/// Who sent a request. It becomes fields of it only further inside: equal requests of two clients are equal.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) peer: SocketAddr,
+    pub(crate) host: Option<HeaderValue>,
+    pub(crate) tls: bool,
 }
 
 /// Why a request goes no further.
 struct Refused(StatusCode, &'static str);
 
 impl Edge {
-    pub(crate) fn new(peer: SocketAddr, stacks: Stacks, drain: Drain, interim: Interim) -> Self {
+    pub(crate) fn new(
+        peer: SocketAddr,
+        stacks: Stacks,
+        drain: Drain,
+        interim: Interim,
+        cut: Cut,
+    ) -> Self {
         Self {
             peer,
             tls: stacks.tls,
             max_body: stacks.max_body,
             drain,
             interim,
+            cut,
             stacks: Mutex::new(stacks),
         }
     }
@@ -59,6 +77,9 @@ impl Edge {
                 response
             }
         };
+        if version == Version::HTTP_10 {
+            response = self.unmistakable(response);
+        }
         if version < Version::HTTP_2 {
             if self.drain.ending() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 let close = HeaderValue::from_static("close");
@@ -93,7 +114,11 @@ impl Edge {
             .filter(|_| http_body::Body::is_end_stream(&upload));
         fields::end_to_end(&mut head.headers);
         fields::via(&mut head.headers, version);
-        fields::forwarded(&mut head.headers, self.peer, host.as_ref(), self.tls);
+        head.extensions.insert(Client {
+            peer: self.peer,
+            host,
+            tls: self.tls,
+        });
         if trailers {
             head.headers
                 .insert(header::TE, HeaderValue::from_static("trailers"));
@@ -152,6 +177,18 @@ impl Edge {
         fields::via(response.headers_mut(), version);
         *response.version_mut() = Version::HTTP_11;
         response
+    }
+
+    /// A body of unknown length ends with its connection in HTTP/1.0: one that breaks off must not end alike.
+    fn unmistakable(&self, response: Response<Body>) -> Response<Body> {
+        let cut = self.cut.clone();
+        response.map(|body| {
+            let body = body.map_err(move |error| {
+                cut.cut();
+                error
+            });
+            body.boxed_unsync()
+        })
     }
 
     fn stack(&self, grpc: bool) -> Stack {

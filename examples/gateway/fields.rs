@@ -1,10 +1,12 @@
 //! The header fields an intermediary takes out and puts in: RFC 9110 7.6, RFC 7239.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Version};
+
+use crate::edge::Client;
 
 pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -85,14 +87,9 @@ pub(crate) fn via(headers: &mut HeaderMap, version: Version) {
 }
 
 /// Who sent it, to which host, over what.
-pub(crate) fn forwarded(
-    headers: &mut HeaderMap,
-    peer: SocketAddr,
-    host: Option<&HeaderValue>,
-    tls: bool,
-) {
-    let ip = peer.ip().to_canonical();
-    let proto = if tls { "https" } else { "http" };
+pub(crate) fn forwarded(headers: &mut HeaderMap, client: &Client) {
+    let (ip, host) = (client.peer.ip().to_canonical(), client.host.as_ref());
+    let proto = if client.tls { "https" } else { "http" };
     if let Ok(value) = HeaderValue::try_from(ip.to_string()) {
         append(headers, X_FORWARDED_FOR, value);
     }
@@ -185,8 +182,12 @@ mod tests {
             ("forwarded", "for=10.0.0.1"),
         ]);
         via(&mut headers, Version::HTTP_2);
-        let host = HeaderValue::from_static("shop:81");
-        forwarded(&mut headers, "[::1]:9".parse().unwrap(), Some(&host), false);
+        let client = Client {
+            peer: "[::1]:9".parse().unwrap(),
+            host: Some(HeaderValue::from_static("shop:81")),
+            tls: false,
+        };
+        forwarded(&mut headers, &client);
         assert_eq!(headers["via"], "1.0 fred, 2 tower-flow");
         assert_eq!(headers["x-forwarded-for"], "10.0.0.1, ::1");
         assert_eq!(headers["x-forwarded-proto"], "http");

@@ -24,7 +24,7 @@ use crate::flags::Flags;
 use crate::interim::Interim;
 use crate::stack::Stacks;
 use crate::tls;
-use crate::wire::Wire;
+use crate::wire::{Abort, Cut, Wire};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -165,11 +165,13 @@ impl Connection {
         }
     }
 
-    async fn speak<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, io: IO) {
+    async fn speak<IO: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static>(self, io: IO) {
         let interim = Interim::default();
-        let wire = TokioIo::new(Wire::new(io, interim.clone()));
+        let cut = Cut::default();
+        let patience = self.stacks.timeout.min(HEAD);
+        let wire = TokioIo::new(Wire::new(io, interim.clone(), cut.clone(), patience));
         let two = Arc::new(AtomicBool::new(false));
-        let edge = Edge::new(self.peer, self.stacks, self.drain.clone(), interim);
+        let edge = Edge::new(self.peer, self.stacks, self.drain.clone(), interim, cut);
         let (edge, seen) = (Arc::new(edge), two.clone());
         let service = service_fn(move |req| {
             let edge = edge.clone();

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::sleep;
@@ -56,7 +57,7 @@ impl Service<Request<Upload>> for Origin {
         let mut patience = upload.held().then(|| Box::pin(sleep(PATIENCE)));
         let mut sent = self.pool.call(req);
         Box::pin(async move {
-            let response = poll_fn(|cx| {
+            let mut response = poll_fn(|cx| {
                 if let Poll::Ready(done) = Pin::new(&mut sent).poll(cx) {
                     return Poll::Ready(done.map_err(BoxError::from));
                 }
@@ -75,6 +76,10 @@ impl Service<Request<Upload>> for Origin {
             .await?;
             silence.heard();
             let grpc = is_grpc(response.headers());
+            // RFC 9112 6.3: the coding tells where it ends, and nobody behind is to think otherwise.
+            if response.headers().contains_key(TRANSFER_ENCODING) {
+                response.headers_mut().remove(CONTENT_LENGTH);
+            }
             Ok(response.map(|body| Download {
                 body: Some(body),
                 silence,

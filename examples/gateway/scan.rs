@@ -1,9 +1,11 @@
 //! What hyper reads kindly and an intermediary must not: RFC 9112 2.2 and 6.3.
 //!
-//! hyper takes a bare LF for the end of a line, and of a request with both `Content-Length` and `Transfer-Encoding` it takes
-//! the latter and goes on. Whoever stands on the other side may read either in another way, and two requests where we read
-//! one. [`Scanner`] follows the framing of what a client sends and makes the octet that gives such a request away a NUL,
-//! which no part of a head may hold: hyper answers 400 and closes.
+//! hyper takes a bare LF for the end of a line, chunks twice over for chunks, and of a request with both `Content-Length` and
+//! `Transfer-Encoding` the latter. Whoever stands on the other side may read such a thing in another way, and two requests
+//! where we read one. [`Scanner`] follows the framing of what a client sends. In a head it makes the octet that gives such a
+//! request away a NUL, which no head may hold: hyper answers 400 and closes. Among chunks it says so.
+
+use std::io;
 
 /// Follows the requests of one HTTP/1 connection.
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ struct Head {
     begun: bool,
     length: Option<u64>,
     coded: bool,
+    /// Whether that is in chunks, once and no more.
+    chunked: bool,
     upgrade: bool,
 }
 
@@ -46,16 +50,26 @@ const LINE: usize = 64;
 
 impl Scanner {
     /// Looks at the next octets, and spoils the one that must not be.
-    pub(crate) fn scan(&mut self, mut octets: &mut [u8]) {
+    ///
+    /// # Errors
+    ///
+    /// When that is among chunks, where hyper would take it.
+    pub(crate) fn scan(&mut self, mut octets: &mut [u8]) -> io::Result<()> {
         while !octets.is_empty() {
             let taken = match self.state {
-                State::Open => return,
+                State::Open => break,
                 State::Body(left) => self.skip(left, octets.len(), State::Head, State::Body),
                 State::Chunk(left) => self.skip(left, octets.len(), State::Size, State::Chunk),
-                State::Head | State::Size | State::Trailers => self.line(octets),
+                State::Head | State::Size | State::Trailers => self.line(octets)?,
             };
             octets = &mut octets[taken..];
         }
+        Ok(())
+    }
+
+    /// Whether part of a head is there, and not all of it.
+    pub(crate) fn within_head(&self) -> bool {
+        self.state == State::Head && (self.head.begun || !self.line.is_empty())
     }
 
     fn skip(&mut self, left: u64, there: usize, then: State, else_: fn(u64) -> State) -> usize {
@@ -66,7 +80,7 @@ impl Scanner {
     }
 
     /// Takes octets up to the end of the line, if it is there.
-    fn line(&mut self, octets: &mut [u8]) -> usize {
+    fn line(&mut self, octets: &mut [u8]) -> io::Result<usize> {
         let end = octets.iter().position(|octet| *octet == b'\n');
         let part = &octets[..end.unwrap_or(octets.len())];
         let room = LINE - self.line.len();
@@ -75,16 +89,23 @@ impl Scanner {
             self.last = *last;
         }
         let Some(end) = end else {
-            return octets.len();
+            return Ok(octets.len());
         };
+        let chunked = self.state != State::Head;
         let bare = self.last != b'\r';
         if bare || !self.ended() {
             octets[end] = 0;
             self.state = State::Open;
+            if chunked {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a bare LF among chunks",
+                ));
+            }
         }
         self.line.clear();
         self.last = 0;
-        end + 1
+        Ok(end + 1)
     }
 
     /// What the line that has ended means; `false` when it must not be.
@@ -94,7 +115,7 @@ impl Scanner {
             State::Head if line.is_empty() && !self.head.begun => {}
             State::Head if line.is_empty() => {
                 let head = std::mem::take(&mut self.head);
-                if head.coded && head.length.is_some() {
+                if head.coded && (head.length.is_some() || !head.chunked) {
                     return false;
                 }
                 self.state = match head {
@@ -145,6 +166,7 @@ impl Head {
             let value = std::str::from_utf8(value).unwrap_or_default();
             self.length = Some(value.trim().parse().unwrap_or(0));
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.chunked = !self.coded && value.trim_ascii().eq_ignore_ascii_case(b"chunked");
             self.coded = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
             self.upgrade = true;
@@ -156,28 +178,38 @@ impl Head {
 mod tests {
     use super::*;
 
-    /// The input as it is handed on, in pieces of every size.
-    fn scanned(input: &str) -> Vec<u8> {
+    /// The input as it is handed on, in pieces of every size, and whether it is refused.
+    fn scanned(input: &str) -> (Vec<u8>, bool) {
         let mut whole = input.as_bytes().to_vec();
-        Scanner::default().scan(&mut whole);
+        let refused = Scanner::default().scan(&mut whole).is_err();
         for size in 1..=input.len() {
             let mut pieces = input.as_bytes().to_vec();
             let mut scanner = Scanner::default();
+            let mut pieces_refused = false;
             for piece in pieces.chunks_mut(size) {
-                scanner.scan(piece);
+                pieces_refused |= scanner.scan(piece).is_err();
             }
-            assert_eq!(pieces, whole, "in pieces of {size}");
+            assert_eq!(
+                (&pieces, pieces_refused),
+                (&whole, refused),
+                "in pieces of {size}"
+            );
         }
-        whole
+        (whole, refused)
     }
 
     fn passes(input: &str) {
-        assert_eq!(scanned(input), input.as_bytes());
+        assert_eq!(scanned(input), (input.as_bytes().to_vec(), false));
     }
 
     #[track_caller]
     fn spoilt(input: &str, at: &str) {
-        let scanned = scanned(input);
+        let (scanned, refused) = scanned(input);
+        assert_eq!(
+            refused,
+            input.contains("\nTransfer-Encoding: chunked\r\n\r\n1"),
+            "among chunks"
+        );
         let spoilt = scanned.iter().position(|octet| *octet == 0);
         assert_eq!(spoilt, input.find(at).map(|start| start + at.len() - 1));
     }
@@ -204,8 +236,9 @@ mod tests {
             "POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n\n\nGET / HTTP/1.1\n",
             "GET / HTTP/1.1\n",
         );
-        let chunked = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
         spoilt(&format!("{chunked}1\r\n\n\r\n0\r\nt: u\n\r\n"), "u\n");
+        spoilt(&format!("{chunked}1;a\nb\r\nx\r\n0\r\n\r\n"), "a\n");
     }
 
     #[test]
@@ -216,6 +249,24 @@ mod tests {
             let head = format!("POST / HTTP/1.1\r\n{first}{second}\r\n");
             spoilt(&format!("{head}0\r\n\r\n"), &head);
         }
+    }
+
+    #[test]
+    fn a_coding_that_is_not_chunked_once_is_spoilt_at_the_end_of_its_head() {
+        for coding in [
+            "chunked, chunked",
+            "gzip, chunked",
+            "identity",
+            "chunked;q=1",
+            "\x0bchunked",
+            "",
+        ] {
+            let head = format!("POST / HTTP/1.1\r\nTransfer-Encoding: {coding}\r\n\r\n");
+            spoilt(&head, &head);
+        }
+        let twice =
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n";
+        spoilt(twice, twice);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The layers, in their order, by what was asked for.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
@@ -40,6 +42,8 @@ pub(crate) struct Stacks {
     pub(crate) grpc: Stack,
     pub(crate) tls: bool,
     pub(crate) max_body: Option<u64>,
+    /// How long nothing may come.
+    pub(crate) timeout: Duration,
 }
 
 /// What layers make of a [`Stack`].
@@ -106,6 +110,7 @@ pub(crate) fn build(flags: &Flags, flow: &Flow) -> Result<Stacks, BoxError> {
         grpc,
         tls: flags.tls.is_some(),
         max_body: flags.max_body,
+        timeout: flags.timeout,
     })
 }
 

@@ -19,6 +19,8 @@ use tower_flow::error::find;
 use tower_flow::pool::{self, ErrorKind};
 use tower_flow::{BoxError, Rejection};
 
+use crate::edge::Client;
+use crate::fields;
 use crate::stack;
 use crate::upload::{Upload, UploadError};
 
@@ -191,6 +193,9 @@ where
     async fn send(mut self, req: Request<Upload>) -> Result<Response<stack::Body>, BoxError> {
         let (mut head, mut upload) = req.into_parts();
         head.version = Version::HTTP_11;
+        if let Some(client) = head.extensions.remove::<Client>() {
+            fields::forwarded(&mut head.headers, &client);
+        }
         let path = head.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut tried = Vec::new();

@@ -2,37 +2,90 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+use tokio_rustls::server::TlsStream;
 
 use crate::interim::Interim;
 use crate::scan::Scanner;
 
 pin_project! {
-    pub(crate) struct Wire<IO> {
+    pub(crate) struct Wire<IO>
+    where
+        IO: Abort,
+    {
         #[pin]
         io: IO,
         scanner: Scanner,
         interim: Interim,
         // Whether an interim answer is written in part.
         within: bool,
+        // How long a head that has begun may take.
+        patience: Duration,
+        late: Option<Pin<Box<Sleep>>>,
+        cut: Cut,
+    }
+
+    impl<IO: Abort> PinnedDrop for Wire<IO> {
+        fn drop(this: Pin<&mut Self>) {
+            if this.cut.0.load(Relaxed) {
+                this.io.abort();
+            }
+        }
     }
 }
 
-impl<IO> Wire<IO> {
-    pub(crate) fn new(io: IO, interim: Interim) -> Self {
+/// Whether the connection is to end in a way nobody takes for the end of an answer. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cut(Arc<AtomicBool>);
+
+impl Cut {
+    pub(crate) fn cut(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// A connection that can be broken off.
+pub(crate) trait Abort {
+    /// Makes its end a reset.
+    fn abort(&self);
+}
+
+impl Abort for TcpStream {
+    fn abort(&self) {
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Abort for TlsStream<TcpStream> {
+    /// Nor does it say goodbye.
+    fn abort(&self) {
+        self.get_ref().0.abort();
+    }
+}
+
+impl<IO: Abort> Wire<IO> {
+    pub(crate) fn new(io: IO, interim: Interim, cut: Cut, patience: Duration) -> Self {
         Self {
             io,
             scanner: Scanner::default(),
             interim,
             within: false,
+            patience,
+            late: None,
+            cut,
         }
     }
 }
 
-impl<IO: AsyncWrite> Wire<IO> {
+impl<IO: AsyncWrite + Abort> Wire<IO> {
     /// Writes the interim answers.
     fn poll_interim(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut this = self.project();
@@ -52,7 +105,7 @@ impl<IO: AsyncWrite> Wire<IO> {
     }
 }
 
-impl<IO: AsyncRead> AsyncRead for Wire<IO> {
+impl<IO: AsyncRead + Abort> AsyncRead for Wire<IO> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -60,13 +113,23 @@ impl<IO: AsyncRead> AsyncRead for Wire<IO> {
     ) -> Poll<io::Result<()>> {
         let this = self.project();
         let before = buf.filled().len();
-        ready!(this.io.poll_read(cx, buf))?;
-        this.scanner.scan(&mut buf.filled_mut()[before..]);
-        Poll::Ready(Ok(()))
+        if this.io.poll_read(cx, buf)?.is_pending() {
+            if this.scanner.within_head() {
+                let begun = || Box::pin(sleep(*this.patience));
+                ready!(this.late.get_or_insert_with(begun).as_mut().poll(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            return Poll::Pending;
+        }
+        let scanned = this.scanner.scan(&mut buf.filled_mut()[before..]);
+        if !this.scanner.within_head() {
+            *this.late = None;
+        }
+        Poll::Ready(scanned)
     }
 }
 
-impl<IO: AsyncWrite> AsyncWrite for Wire<IO> {
+impl<IO: AsyncWrite + Abort> AsyncWrite for Wire<IO> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
