@@ -1,7 +1,7 @@
 //! What an intermediary does to each message: RFC 9110 7.6, RFC 9112 3.2.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
@@ -12,7 +12,7 @@ use tower::Service as _;
 
 use crate::answer::{self, is_grpc};
 use crate::drain::Drain;
-use crate::fields;
+use crate::fields::{self, Client};
 use crate::interim::Interim;
 use crate::stack::{Body, Stack, Stacks};
 use crate::tunnel;
@@ -30,16 +30,10 @@ pub(crate) struct Edge {
     drain: Drain,
     interim: Interim,
     cut: Cut,
+    /// Who sent the last request.
+    client: Mutex<Arc<Client>>,
     /// A clone of its own, which no other connection waits for.
     stacks: Mutex<Stacks>,
-}
-
-/// Who sent a request. It becomes fields of it only further inside: equal requests of two clients are equal.
-#[derive(Debug, Clone)]
-pub(crate) struct Client {
-    pub(crate) peer: SocketAddr,
-    pub(crate) host: Option<HeaderValue>,
-    pub(crate) tls: bool,
 }
 
 /// Why a request goes no further.
@@ -60,6 +54,7 @@ impl Edge {
             drain,
             interim,
             cut,
+            client: Mutex::new(Arc::new(Client::new(peer, stacks.tls, None))),
             stacks: Mutex::new(stacks),
         }
     }
@@ -96,36 +91,32 @@ impl Edge {
     }
 
     async fn forward(&self, mut req: Request<Incoming>) -> Result<Response<Body>, Refused> {
-        let host = host(&req)?;
+        let client = self.client(&req)?;
         permitted(&mut req)?;
         let version = req.version();
         let one = version < Version::HTTP_2;
         let grpc = is_grpc(req.headers());
         let trailers = fields::takes_trailers(req.headers());
         let asked = fields::upgrade(req.headers()).filter(|_| version == Version::HTTP_11);
-        let client = req.extensions_mut().remove::<OnUpgrade>();
+        let tunnel = req.extensions_mut().remove::<OnUpgrade>();
         let held = self.expects(&req)?;
 
         let (mut head, body) = req.into_parts();
         let upload = Upload::new(body, self.max_body, held && version == Version::HTTP_11);
         // What a message with a body would switch to is anybody's guess.
         let upgrade = asked
-            .zip(client)
+            .zip(tunnel)
             .filter(|_| http_body::Body::is_end_stream(&upload));
         fields::end_to_end(&mut head.headers);
         fields::via(&mut head.headers, version);
-        head.extensions.insert(Client {
-            peer: self.peer,
-            host,
-            tls: self.tls,
-        });
+        if !one {
+            fields::join_cookies(&mut head.headers);
+        }
+        // It becomes fields only further inside: equal requests of two clients are equal.
+        head.extensions.insert(client);
         if trailers {
             head.headers
                 .insert(header::TE, HeaderValue::from_static("trailers"));
-            if upgrade.is_none() {
-                head.headers
-                    .insert(header::CONNECTION, HeaderValue::from_static("te"));
-            }
         }
         if let Some((to, _)) = &upgrade {
             head.headers.insert(header::UPGRADE, to.clone());
@@ -177,6 +168,17 @@ impl Edge {
         fields::via(response.headers_mut(), version);
         *response.version_mut() = Version::HTTP_11;
         response
+    }
+
+    /// Who it is, mostly the same as with the request before.
+    fn client<B>(&self, req: &Request<B>) -> Result<Arc<Client>, Refused> {
+        let mut last = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = host(req)?;
+        if host != last.host.as_ref().map(HeaderValue::as_bytes) {
+            let host = host.map(checked).transpose()?;
+            *last = Arc::new(Client::new(self.peer, self.tls, host));
+        }
+        Ok(last.clone())
     }
 
     /// A body of unknown length ends with its connection in HTTP/1.0: one that breaks off must not end alike.
@@ -234,36 +236,31 @@ impl Edge {
     }
 }
 
-/// The host it is for: that of the target where it names one. One that could be read in two ways is refused.
-fn host<B>(req: &Request<B>) -> Result<Option<HeaderValue>, Refused> {
+/// The host it is for: that of the target where it names one. Two are refused.
+fn host<B>(req: &Request<B>) -> Result<Option<&[u8]>, Refused> {
     const TWO_HOSTS: Refused = Refused(StatusCode::BAD_REQUEST, "the request names two hosts");
     let mut named = req.headers().get_all(header::HOST).iter();
-    let host = named.next();
+    let host = named.next().map(HeaderValue::as_bytes);
     if named.next().is_some() {
         return Err(TWO_HOSTS);
     }
     if let Some(authority) = req.uri().authority() {
-        if req.version() >= Version::HTTP_2
-            && host.is_some_and(|host| {
-                !host
-                    .as_bytes()
-                    .eq_ignore_ascii_case(authority.as_str().as_bytes())
-            })
-        {
+        let authority = authority.as_str().as_bytes();
+        let other = host.is_some_and(|host| !host.eq_ignore_ascii_case(authority));
+        // In HTTP/1 the target's counts; in HTTP/2 there are not to be two.
+        if other && req.version() >= Version::HTTP_2 {
             return Err(TWO_HOSTS);
         }
-        return checked(authority.as_str().as_bytes()).map(Some);
+        return Ok(Some(authority));
     }
-    match host {
-        // Empty is what a target without an authority has.
-        Some(host) if host.is_empty() => Ok(None),
-        Some(host) => checked(host.as_bytes()).map(Some),
-        None if req.version() == Version::HTTP_11 => Err(Refused(
+    if host.is_none() && req.version() == Version::HTTP_11 {
+        return Err(Refused(
             StatusCode::BAD_REQUEST,
             "the request names no host",
-        )),
-        None => Ok(None),
+        ));
     }
+    // Empty is what a target without an authority has.
+    Ok(host.filter(|host| !host.is_empty()))
 }
 
 fn checked(host: &[u8]) -> Result<HeaderValue, Refused> {

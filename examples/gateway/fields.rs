@@ -1,12 +1,9 @@
 //! The header fields an intermediary takes out and puts in: RFC 9110 7.6, RFC 7239.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use http::header::{self, HeaderName};
+use http::header::{self, Entry, HeaderName};
 use http::{HeaderMap, HeaderValue, Version};
-
-use crate::edge::Client;
 
 pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -14,17 +11,20 @@ pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwa
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// What is for the next hop alone, whatever `Connection` says.
-const HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+fn is_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// What `Connection` may name without its being taken out: the message would mean something else without it, or another
 /// layer relies on it.
@@ -38,17 +38,35 @@ const KEPT: [HeaderName; 5] = [
 
 /// Takes out all that is for one hop.
 pub(crate) fn end_to_end(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = list(headers, &header::CONNECTION)
-            .filter_map(|name| name.parse().ok())
-            .filter(|name| !KEPT.contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
+    let mut gone: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_hop(name))
+        .cloned()
+        .collect();
+    if gone.contains(&header::CONNECTION) {
+        let named = list(headers, &header::CONNECTION).filter_map(|name| name.parse().ok());
+        gone.extend(named.filter(|name| !KEPT.contains(name)));
     }
-    for name in &HOP {
+    for name in gone {
         headers.remove(name);
+    }
+}
+
+/// HTTP/2 splits cookies for its compression, HTTP/1 has one field for them: RFC 9113 8.2.3.
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers
+        .get_all(header::COOKIE)
+        .into_iter()
+        .map(HeaderValue::as_bytes);
+    if cookies.nth(1).is_some() {
+        let cookies: Vec<_> = headers
+            .get_all(header::COOKIE)
+            .into_iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
     }
 }
 
@@ -86,46 +104,69 @@ pub(crate) fn via(headers: &mut HeaderMap, version: Version) {
     append(headers, header::VIA, value);
 }
 
-/// Who sent it, to which host, over what.
-pub(crate) fn forwarded(headers: &mut HeaderMap, client: &Client) {
-    let (ip, host) = (client.peer.ip().to_canonical(), client.host.as_ref());
-    let proto = if client.tls { "https" } else { "http" };
-    if let Ok(value) = HeaderValue::try_from(ip.to_string()) {
-        append(headers, X_FORWARDED_FOR, value);
+/// Who sends requests, to which host, over what, as fields say it.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) host: Option<HeaderValue>,
+    ip: HeaderValue,
+    proto: HeaderValue,
+    forwarded: HeaderValue,
+}
+
+impl Client {
+    pub(crate) fn new(peer: SocketAddr, tls: bool, host: Option<HeaderValue>) -> Self {
+        let ip = peer.ip().to_canonical();
+        let proto = if tls { "https" } else { "http" };
+        let mut element = match ip {
+            IpAddr::V4(ip) => format!("for={ip}"),
+            IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
+        };
+        // Quoted: a port has a colon, which no token has. An authority has neither quotes nor backslashes.
+        if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()) {
+            element.push_str(&format!(";host=\"{host}\""));
+        }
+        element.push_str(&format!(";proto={proto}"));
+        let value = |text: String| HeaderValue::try_from(text).expect("it is visible ASCII");
+        Self {
+            host,
+            ip: value(ip.to_string()),
+            proto: HeaderValue::from_static(proto),
+            forwarded: value(element),
+        }
     }
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
-    match host {
-        Some(host) => headers.insert(X_FORWARDED_HOST, host.clone()),
-        None => headers.remove(X_FORWARDED_HOST),
-    };
-    let mut element = String::with_capacity(64);
-    let _ = match ip {
-        IpAddr::V4(ip) => write!(element, "for={ip}"),
-        IpAddr::V6(ip) => write!(element, "for=\"[{ip}]\""),
-    };
-    // Quoted: a port has a colon, which no token has. An authority has neither quotes nor backslashes.
-    if let Some(host) = host.and_then(|host| host.to_str().ok()) {
-        let _ = write!(element, ";host=\"{host}\"");
-    }
-    let _ = write!(element, ";proto={proto}");
-    if let Ok(value) = HeaderValue::try_from(element) {
-        append(headers, FORWARDED, value);
+
+    /// Tells the upstream of it. What the client said of itself stays where a list says who said it, and goes elsewhere.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+        append(headers, X_FORWARDED_FOR, self.ip.clone());
+        append(headers, FORWARDED, self.forwarded.clone());
+        headers.insert(X_FORWARDED_PROTO, self.proto.clone());
+        match &self.host {
+            Some(host) => headers.insert(X_FORWARDED_HOST, host.clone()),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
     }
 }
 
 /// Puts `value` at the end of the list called `name`, in one line where it is text.
 fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
-    let lines = headers.get_all(&name).iter().count();
-    let one = headers
-        .get(&name)
-        .filter(|_| lines == 1)
-        .and_then(|line| line.to_str().ok());
-    let joined = one
+    let mut lines = match headers.entry(name) {
+        Entry::Vacant(none) => {
+            none.insert(value);
+            return;
+        }
+        Entry::Occupied(lines) => lines,
+    };
+    let line = lines
+        .get()
+        .to_str()
+        .ok()
+        .filter(|_| lines.iter().count() == 1);
+    let joined = line
         .zip(value.to_str().ok())
         .and_then(|(line, value)| HeaderValue::try_from(format!("{line}, {value}")).ok());
     match joined {
-        Some(joined) => drop(headers.insert(name, joined)),
-        None => drop(headers.append(name, value)),
+        Some(joined) => drop(lines.insert(joined)),
+        None => lines.append(value),
     }
 }
 
@@ -159,8 +200,9 @@ mod tests {
             ("proxy-authorization", "basic"),
         ]);
         end_to_end(&mut headers);
-        let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(left, ["x-other", "content-length"]);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "x-other"]);
     }
 
     #[test]
@@ -182,12 +224,8 @@ mod tests {
             ("forwarded", "for=10.0.0.1"),
         ]);
         via(&mut headers, Version::HTTP_2);
-        let client = Client {
-            peer: "[::1]:9".parse().unwrap(),
-            host: Some(HeaderValue::from_static("shop:81")),
-            tls: false,
-        };
-        forwarded(&mut headers, &client);
+        let host = HeaderValue::from_static("shop:81");
+        Client::new("[::1]:9".parse().unwrap(), false, Some(host)).tell(&mut headers);
         assert_eq!(headers["via"], "1.0 fred, 2 tower-flow");
         assert_eq!(headers["x-forwarded-for"], "10.0.0.1, ::1");
         assert_eq!(headers["x-forwarded-proto"], "http");

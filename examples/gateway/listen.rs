@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -100,13 +99,15 @@ impl Listener {
             }
         }
         // Who is connected already is served: the kernel would reset them.
-        for _ in 0..BACKLOG {
-            match self.listener.accept().now_or_never() {
-                Some(Ok(accepted)) => serve(accepted),
-                _ => break,
+        if let Ok(listener) = self.listener.into_std() {
+            while let Ok((stream, peer)) = listener.accept() {
+                if stream.set_nonblocking(true).is_ok()
+                    && let Ok(stream) = TcpStream::from_std(stream)
+                {
+                    serve((stream, peer));
+                }
             }
         }
-        drop(self.listener);
         drain.emptied().await;
     }
 }

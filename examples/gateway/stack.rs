@@ -96,9 +96,10 @@ pub(crate) fn build(flags: &Flags, flow: &Flow) -> Result<Stacks, BoxError> {
     if let Some(descriptors) = &flags.grpc_metrics {
         let mut accounting = GrpcServerLayer::new();
         if let Some(path) = descriptors {
-            let read =
-                std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            accounting = accounting.register_fds(&read)?;
+            let named = |error: BoxError| format!("{}: {error}", path.display());
+            let read = std::fs::read(path).map_err(|error| named(error.into()))?;
+            let registered = accounting.register_fds(&read);
+            accounting = registered.map_err(|error| named(error.into()))?;
         }
         // It counts what passes in a body round the upload; within it that is an upload again.
         let inner =

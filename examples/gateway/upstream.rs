@@ -19,8 +19,7 @@ use tower_flow::error::find;
 use tower_flow::pool::{self, ErrorKind};
 use tower_flow::{BoxError, Rejection};
 
-use crate::edge::Client;
-use crate::fields;
+use crate::fields::Client;
 use crate::stack;
 use crate::upload::{Upload, UploadError};
 
@@ -193,8 +192,8 @@ where
     async fn send(mut self, req: Request<Upload>) -> Result<Response<stack::Body>, BoxError> {
         let (mut head, mut upload) = req.into_parts();
         head.version = Version::HTTP_11;
-        if let Some(client) = head.extensions.remove::<Client>() {
-            fields::forwarded(&mut head.headers, &client);
+        if let Some(client) = head.extensions.remove::<Arc<Client>>() {
+            client.tell(&mut head.headers);
         }
         let path = head.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -262,8 +261,19 @@ impl Upstream {
         uri.authority = Some(self.target.authority.clone());
         uri.path_and_query = Some(path);
         *req.uri_mut() = Uri::from_parts(uri).expect("a scheme, an authority and a path are a URI");
-        if !self.target.h2c {
-            req.headers_mut().insert(header::HOST, self.host.clone());
+        let headers = req.headers_mut();
+        if self.target.h2c {
+            headers.remove(header::HOST);
+        } else {
+            headers.insert(header::HOST, self.host.clone());
+            // HTTP/1 wants it named, and HTTP/2 would take out what is: whoever negotiates may speak either.
+            let plain = self.target.scheme == Scheme::HTTP;
+            if plain
+                && headers.contains_key(header::TE)
+                && !headers.contains_key(header::CONNECTION)
+            {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            }
         }
     }
 
