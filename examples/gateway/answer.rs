@@ -12,7 +12,7 @@ use tower_flow::error::{Reason, find};
 use tower_flow::outcome::Code;
 use tower_flow::pool::{self, ErrorKind};
 
-use crate::stack::Body;
+use crate::erased::Body;
 use crate::upload::UploadError;
 
 /// Whether a message is gRPC's.

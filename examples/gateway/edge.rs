@@ -8,13 +8,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tower::Service as _;
 
 use crate::answer::{self, is_grpc};
 use crate::drain::Drain;
+use crate::erased::Body;
 use crate::fields::{self, Client};
 use crate::interim::Interim;
-use crate::stack::{Body, Stack, Stacks};
+use crate::stack::Stacks;
 use crate::tunnel;
 use crate::upload::{Progress, Upload};
 use crate::wire::Cut;
@@ -32,8 +32,7 @@ pub(crate) struct Edge {
     cut: Cut,
     /// Who sent the last request.
     client: Mutex<Arc<Client>>,
-    /// A clone of its own, which no other connection waits for.
-    stacks: Mutex<Stacks>,
+    stacks: Stacks,
 }
 
 /// Why a request goes no further.
@@ -55,7 +54,7 @@ impl Edge {
             interim,
             cut,
             client: Mutex::new(Arc::new(Client::new(peer, stacks.tls, None))),
-            stacks: Mutex::new(stacks),
+            stacks,
         }
     }
 
@@ -128,13 +127,12 @@ impl Edge {
             self.pass_interim(&mut req, version);
         }
 
-        let mut stack = self.stack(grpc);
-        // None of its layers takes anything there, and none fails.
-        let ready = std::future::poll_fn(|cx| stack.poll_ready(cx)).await;
-        let sent = match ready {
-            Ok(()) => stack.call(req).await,
-            Err(error) => Err(error),
+        let stack = if grpc {
+            &self.stacks.grpc
+        } else {
+            &self.stacks.http
         };
+        let sent = stack.send(req).await;
         let response = sent.unwrap_or_else(|error| answer::of(error.as_ref(), grpc));
         Ok(self.returned(response, upgrade))
     }
@@ -191,14 +189,6 @@ impl Edge {
             });
             body.boxed_unsync()
         })
-    }
-
-    fn stack(&self, grpc: bool) -> Stack {
-        let stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
-        match grpc {
-            true => stacks.grpc.clone(),
-            false => stacks.http.clone(),
-        }
     }
 
     /// Whether the client waits for a 100 before it sends its body.

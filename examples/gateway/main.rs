@@ -35,6 +35,7 @@ mod answer;
 mod connector;
 mod drain;
 mod edge;
+mod erased;
 mod fields;
 mod flags;
 mod interim;

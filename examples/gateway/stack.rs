@@ -2,12 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body_util::BodyExt as _;
-use http_body_util::combinators::UnsyncBoxBody;
-use tower::util::BoxCloneSyncService;
-use tower::{Layer, Service, ServiceExt as _};
+use tower::{Layer as _, ServiceExt as _};
 use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::grpc::GrpcServerLayer;
 use tower_flow::pool::ConnPool;
@@ -22,17 +18,12 @@ use tower_flow::{BoxError, Flow};
 
 use crate::answer::{self, is_grpc};
 use crate::connector::Connector;
+use crate::erased::Stack;
 use crate::flags::{Flags, Shed};
 use crate::origin::Origin;
 use crate::tls;
 use crate::upload::Upload;
 use crate::upstream::{Balance, Target};
-
-/// The bodies of all answers.
-pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
-
-/// Any number of layers round the upstreams.
-pub(crate) type Stack = BoxCloneSyncService<Request<Upload>, Response<Body>, BoxError>;
 
 /// What requests go through, by their kind.
 #[derive(Clone)]
@@ -46,25 +37,6 @@ pub(crate) struct Stacks {
     pub(crate) timeout: Duration,
 }
 
-/// What layers make of a [`Stack`].
-trait Layered<B>:
-    Service<Request<Upload>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-    + Clone
-    + Send
-    + Sync
-    + 'static
-{
-}
-
-impl<S, B> Layered<B> for S where
-    S: Service<Request<Upload>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static
-{
-}
-
 /// Judges gRPC calls by their status, and all else by HTTP's.
 #[derive(Debug, Clone, Copy)]
 struct ByProtocol;
@@ -75,24 +47,23 @@ pub(crate) fn build(flags: &Flags, flow: &Flow) -> Result<Stacks, BoxError> {
         true => {
             let throttle = ThrottleLayer::new("gateway").attach(flow).http();
             let throttle = throttle.layer(origin).map_err(BoxError::from);
-            boxed(Balance::new(throttle, &flags.upstreams))
+            Stack::of(Balance::new(throttle, &flags.upstreams))
         }
-        false => boxed(Balance::new(origin, &flags.upstreams)),
+        false => Stack::of(Balance::new(origin, &flags.upstreams)),
     };
     if let Some(shed) = &flags.shed {
-        stack = layered(stack, shedding(shed, flow));
+        stack = stack.within(shedding(shed, flow));
     }
     if flags.coalesce {
-        stack = layered(stack, CoalesceLayer::http().name("gateway").attach(flow));
+        stack = stack.within(CoalesceLayer::http().name("gateway").attach(flow));
     }
     if flags.profile {
-        stack = layered(stack, ProfileLayer::new("gateway").attach(flow).http());
+        stack = stack.within(ProfileLayer::new("gateway").attach(flow).http());
     }
     if flags.admin.is_some() {
-        stack = layered(stack, TimingLayer::new("gateway").attach(flow).http());
+        stack = stack.within(TimingLayer::new("gateway").attach(flow).http());
     }
-    let http = answering(stack.clone(), false);
-    let mut grpc = answering(stack, true);
+    let mut grpc = stack.clone();
     if let Some(descriptors) = &flags.grpc_metrics {
         let mut accounting = GrpcServerLayer::new();
         if let Some(path) = descriptors {
@@ -101,13 +72,17 @@ pub(crate) fn build(flags: &Flags, flow: &Flow) -> Result<Stacks, BoxError> {
             let registered = accounting.register_fds(&read);
             accounting = registered.map_err(|error| named(error.into()))?;
         }
-        // It counts what passes in a body round the upload; within it that is an upload again.
-        let inner =
-            grpc.map_request(|req: Request<_>| req.map(|body| Upload::new(body, None, false)));
-        grpc = whole(accounting.attach(flow).layer(inner));
+        // It counts what is answered, and what passes in a body round the upload; within it that is an upload again.
+        let inner = grpc
+            .map_request(|req: Request<_>| req.map(|body| Upload::new(body, None, false)))
+            .map_result(|answered: Result<_, BoxError>| match answered {
+                Err(error) => Ok(answer::of(error.as_ref(), true)),
+                answered => answered,
+            });
+        grpc = Stack::new(accounting.attach(flow).layer(inner));
     }
     Ok(Stacks {
-        http,
+        http: stack,
         grpc,
         tls: flags.tls.is_some(),
         max_body: flags.max_body,
@@ -158,45 +133,6 @@ fn shedding(shed: &Shed, flow: &Flow) -> Shedding {
         .classify_response(ByProtocol)
         .reject(Reject::error())
         .attach(flow)
-}
-
-/// `stack` in `layer`.
-fn layered<L, B>(stack: Stack, layer: L) -> Stack
-where
-    L: Layer<Stack, Service: Layered<B>>,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    whole(layer.layer(stack))
-}
-
-/// A service with whatever a layer makes of bodies and errors.
-fn whole<S, B>(service: S) -> Stack
-where
-    S: Layered<B>,
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    let service = service.map_err(Into::into);
-    boxed(service.map_response(|response: Response<B>| {
-        response.map(|body| body.map_err(Into::into).boxed_unsync())
-    }))
-}
-
-/// Makes errors answers, inside the accounting that counts them.
-fn answering(stack: Stack, grpc: bool) -> Stack {
-    boxed(stack.map_result(move |answered: Result<_, BoxError>| {
-        Ok(answered.unwrap_or_else(|error| answer::of(error.as_ref(), grpc)))
-    }))
-}
-
-fn boxed<S>(service: S) -> Stack
-where
-    S: Service<Request<Upload>, Response = Response<Body>, Error = BoxError, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-{
-    BoxCloneSyncService::new(service)
 }
 
 impl ClassifyResponse for ByProtocol {

@@ -19,8 +19,8 @@ use tower_flow::error::find;
 use tower_flow::pool::{self, ErrorKind};
 use tower_flow::{BoxError, Rejection};
 
+use crate::erased::{self, Answering, Forward};
 use crate::fields::Client;
-use crate::stack;
 use crate::upload::{Upload, UploadError};
 
 /// One that was named on the command line.
@@ -164,21 +164,16 @@ impl<S> Balance<S> {
     }
 }
 
-impl<S, B> Service<Request<Upload>> for Balance<S>
+impl<S, B> Forward for Balance<S>
 where
-    S: Service<Request<Upload>, Response = Response<B>, Error = BoxError> + Clone + Send + 'static,
-    S::Future: Send,
+    S: Service<Request<Upload>, Response = Response<B>, Error = BoxError, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
     B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static,
 {
-    type Response = Response<stack::Body>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, req: Request<Upload>) -> Self::Future {
+    fn forward(&self, req: Request<Upload>) -> Answering {
         let this = self.clone();
         Box::pin(async move { this.send(req).await })
     }
@@ -189,7 +184,7 @@ where
     S: Service<Request<Upload>, Response = Response<B>, Error = BoxError> + Clone,
     B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static,
 {
-    async fn send(mut self, req: Request<Upload>) -> Result<Response<stack::Body>, BoxError> {
+    async fn send(mut self, req: Request<Upload>) -> Result<Response<erased::Body>, BoxError> {
         let (mut head, mut upload) = req.into_parts();
         head.version = Version::HTTP_11;
         if let Some(client) = head.extensions.remove::<Arc<Client>>() {
@@ -350,7 +345,7 @@ impl Drop for InFlight {
 }
 
 impl<B: Body<Data = Bytes, Error = BoxError> + Unpin + Send + 'static> Counted<B> {
-    fn boxed(body: B, in_flight: InFlight) -> stack::Body {
+    fn boxed(body: B, in_flight: InFlight) -> erased::Body {
         let counted = Self {
             body,
             _in_flight: in_flight,
