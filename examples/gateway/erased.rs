@@ -1,14 +1,15 @@
 //! Any number of layers round the upstreams as one type.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{self, Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
+use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 use tower_flow::BoxError;
 
@@ -30,6 +31,14 @@ pub(crate) struct Stack(Arc<dyn Forward>);
 
 /// A service with whatever a layer makes of bodies and errors.
 struct Layered<S>(S);
+
+pin_project! {
+    /// The answer of a layer, as that of the stack.
+    struct Answer<F> {
+        #[pin]
+        inner: F,
+    }
+}
 
 impl Stack {
     pub(crate) fn of(sends: impl Forward + 'static) -> Self {
@@ -92,12 +101,36 @@ where
 {
     fn forward(&self, req: Request<Upload>) -> Answering {
         let mut service = self.0.clone();
-        Box::pin(async move {
-            poll_fn(|cx| service.poll_ready(cx))
-                .await
-                .map_err(Into::into)?;
-            let response = service.call(req).await.map_err(Into::into)?;
-            Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
-        })
+        // As a rule they are ready at once, and the request need not be kept until then.
+        let mut cx = Context::from_waker(Waker::noop());
+        match service.poll_ready(&mut cx) {
+            Poll::Ready(Ok(())) => Box::pin(Answer {
+                inner: service.call(req),
+            }),
+            Poll::Ready(Err(error)) => Box::pin(ready(Err(error.into()))),
+            Poll::Pending => Box::pin(async move {
+                poll_fn(|cx| service.poll_ready(cx))
+                    .await
+                    .map_err(Into::into)?;
+                let inner = service.call(req);
+                Answer { inner }.await
+            }),
+        }
+    }
+}
+
+impl<F, B, E> Future for Answer<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    E: Into<BoxError>,
+{
+    type Output = Result<Response<Body>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answered = task::ready!(self.project().inner.poll(cx));
+        let whole =
+            |response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync());
+        Poll::Ready(answered.map(whole).map_err(Into::into))
     }
 }
