@@ -10,6 +10,7 @@ use tower_flow::inspect::Value;
 use tower_flow::outcome::Code;
 use tower_flow::preset::ByPath;
 use tower_flow::profile::ProfileLayer;
+use tower_flow::throttle::ThrottleLayer;
 use tower_flow::{BoxError, Flow, preset};
 
 use crate::echo::{Echo, EchoClient, EchoServer, FDS};
@@ -41,7 +42,8 @@ pub(crate) async fn run(options: &Options, flow: &Flow) -> Result<Accounting, Bo
 
     let accounting = GrpcClientLayer::new().register_fds(FDS)?;
     let client_books = accounting.handle();
-    let client = preset::grpc_client_with(accounting, flow);
+    let throttle = ThrottleLayer::new("showcase");
+    let client = preset::grpc_client_with(accounting, throttle, flow);
     let channel = Endpoint::from_shared(format!("http://{addr}"))?
         .connect()
         .await?;

@@ -21,6 +21,7 @@ use tower_service::Service;
 use super::ByPath;
 use crate::Flow;
 use crate::clock::{self, Instant};
+use crate::deadline::Deadline;
 use crate::error::Reason;
 use crate::outcome::GrpcClassifier;
 use crate::pool::connect;
@@ -97,7 +98,7 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct TransportFuture {
         inner: ResponseFuture<TransportBody>,
-        timeout: Option<Duration>,
+        deadline: Option<Deadline>,
         start: Instant,
         #[pin]
         sleep: Option<Sleep>,
@@ -136,7 +137,8 @@ impl Transport {
         }
     }
 
-    /// A client for any HTTP: timing outermost, then the throttle, the request timeout, the pool.
+    /// A client for any HTTP, as [`http_client`](super::http_client) is one: timing outermost, then the throttle, the
+    /// request timeout, the pool.
     pub fn client<B>(&self) -> TransportClient<B> {
         let (timing, throttle) = &self.http;
         timing.layer(throttle.layer(self.service()))
@@ -226,7 +228,8 @@ impl<C> TransportBuilder<C> {
     }
 
     /// 30 seconds (default) is how long a request may take to be answered, waiting and connecting included; `None` is
-    /// for ever. A body may take as long as it likes: streams do.
+    /// for ever. A [`Deadline`] among its extensions, or its `grpc-timeout`, counts where it is earlier. A body may take as
+    /// long as it likes: streams do.
     pub fn request_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.request_timeout = timeout.into();
         self
@@ -318,11 +321,13 @@ where
     }
 
     fn call(&mut self, req: Request<B>) -> TransportFuture {
+        let start = clock::now();
+        let deadline = Deadline::of(&req, start, self.timeout);
         let req = req.map(|body| body.map_err(Into::into).boxed_unsync());
         TransportFuture {
             inner: self.pool.call(req),
-            timeout: self.timeout,
-            start: clock::now(),
+            deadline,
+            start,
             sleep: None,
         }
     }
@@ -354,18 +359,19 @@ impl Future for TransportFuture {
         if let Poll::Ready(result) = Pin::new(this.inner).poll(cx) {
             return Poll::Ready(result.map_err(Into::into));
         }
-        let Some(timeout) = *this.timeout else {
+        let Some(deadline) = *this.deadline else {
             return Poll::Pending;
         };
         if this.sleep.is_none() {
-            let left = timeout.saturating_sub(clock::now().saturating_duration_since(*this.start));
+            let left = deadline.left(clock::now());
             this.sleep.set(Some(tokio::time::sleep(left)));
         }
         if let Some(sleep) = this.sleep.as_pin_mut() {
             ready!(sleep.poll(cx));
         }
+        let within = deadline.left(*this.start);
         let message = format!(
-            "no answer within {timeout:?}; raise request_timeout, or give the request less to do"
+            "no answer within {within:?}; raise request_timeout or the deadline, or give the request less to do"
         );
         let rejection = Rejection::new("transport", Reason::Deadline, message);
         Poll::Ready(Err(rejection.into()))

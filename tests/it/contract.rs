@@ -646,10 +646,9 @@ fn the_client_preset_keeps_it() {
     suite(|| {
         let layer = GrpcClientLayer::new();
         let handle = layer.handle();
-        grpc(
-            preset::grpc_client_with(layer, &Flow::new("contract")),
-            handle,
-        )
+        let flow = Flow::new("contract");
+        let throttle = ThrottleLayer::new("contract");
+        grpc(preset::grpc_client_with(layer, throttle, &flow), handle)
     });
 }
 

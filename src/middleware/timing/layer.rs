@@ -145,7 +145,8 @@ impl<R> TimingLayer<R> {
         })
     }
 
-    pub(super) fn route(&self) -> &R {
+    /// What names its routes, for a layer that shall have the same.
+    pub(crate) fn route(&self) -> &R {
         &self.route
     }
 }
