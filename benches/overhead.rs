@@ -11,12 +11,14 @@
 
 mod support;
 
+use std::convert::Infallible;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use support::plain::{Bare, Hand, Rows};
 use support::{Answer, Counting, Echo, Question, Variant, measure, rounds};
+use tower::ServiceExt;
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
 use tower_flow::preset::ByPath;
@@ -25,7 +27,7 @@ use tower_flow::shed::ShedLayer;
 use tower_flow::stats::Lease;
 use tower_flow::timing::TimingLayer;
 use tower_flow::{Flow, preset};
-use tower_layer::Layer;
+use tower_layer::{Layer, Stack};
 use tower_service::Service;
 
 #[global_allocator]
@@ -107,6 +109,39 @@ fn main() {
         Variant::cloned(
             "preset, a clone a call",
             preset::grpc_server_observed(&flow).layer(Echo),
+        ),
+        Variant::reused(
+            "preset: grpc_server without its profile",
+            Stack::new(
+                ShedLayer::adaptive().grpc(),
+                preset::grpc_server_observed(&flow),
+            )
+            .layer(Echo),
+        ),
+        Variant::reused(
+            "preset: grpc_server, its profile off",
+            Stack::new(
+                ProfileLayer::new("p").route_with(ByPath).every(0).http(),
+                Stack::new(
+                    ShedLayer::adaptive().grpc(),
+                    preset::grpc_server_observed(&flow),
+                ),
+            )
+            .layer(Echo),
+        ),
+        Variant::reused(
+            "preset: grpc_server",
+            preset::grpc_server(&flow).layer(Echo),
+        ),
+        Variant::reused(
+            "preset: http_server",
+            preset::http_server(&flow).layer(Echo),
+        ),
+        Variant::reused(
+            "preset: http_client",
+            preset::http_client(&flow)
+                .layer(Echo)
+                .map_err(|error| -> Infallible { panic!("{error}") }),
         ),
         Variant::reused("profile, off", ProfileLayer::new("t").every(0).layer(Echo)),
         Variant::reused("floor of a profile: 4 clocks, 6 adds", floor(4, 6)),

@@ -1,10 +1,12 @@
 //! The first act: accounting and timing round a live tonic server and its client.
 
+mod table;
+
 use std::time::Duration;
 
 use tonic::transport::{Endpoint, Server, server::TcpIncoming};
 use tower::ServiceBuilder;
-use tower_flow::connection::Connections;
+use tower_flow::connection::{Connections, ConnectionsSnapshot};
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer, MethodSnapshot};
 use tower_flow::inspect::Value;
 use tower_flow::outcome::Code;
@@ -14,8 +16,24 @@ use tower_flow::throttle::ThrottleLayer;
 use tower_flow::{BoxError, Flow, preset};
 
 use crate::echo::{Echo, EchoClient, EchoServer, FDS};
-use crate::report::{Accounting, Side};
+use crate::load::Driven;
 use crate::{Options, load};
+
+/// What the accounting act found.
+pub(crate) struct Accounting {
+    sides: Vec<Side>,
+    driven: Driven,
+    connections: ConnectionsSnapshot,
+    problems: Vec<String>,
+}
+
+/// One side's books.
+struct Side {
+    name: &'static str,
+    methods: Vec<MethodSnapshot>,
+    /// What timing shows of itself.
+    times: Value,
+}
 
 pub(crate) async fn run(options: &Options, flow: &Flow) -> Result<Accounting, BoxError> {
     let accounting = GrpcServerLayer::new().register_fds(FDS)?;

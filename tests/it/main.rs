@@ -19,6 +19,7 @@ mod observability;
 #[cfg(target_os = "linux")] // Whose processes it can end as a group.
 mod page;
 mod pool;
+mod preset;
 mod profile;
 #[cfg(target_os = "linux")]
 mod profiler;

@@ -3,22 +3,24 @@
 use tower_flow::inspect::Value;
 
 use super::{Batch, CALL, ITEM, PACE, Row};
-use crate::report::Act;
+use crate::report::{Act, Table};
 
 impl Act for Batch {
     fn name(&self) -> &'static str {
         "batch"
     }
 
-    fn print(&self) {
-        println!(
+    fn task(&self) -> String {
+        format!(
             "{PACE} small writes a second, answered or not, into a table that takes {} ms for a call and {} µs for each write \
              in it, one call at a time",
             CALL.as_millis(),
             ITEM.as_micros()
-        );
-        println!(
-            "\n  {:<10}{:>10}{:>9}{:>8}{:>7}{:>9}{:>10}{:>9}{:>12}{:>8}",
+        )
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new([
             "variant",
             "wanted/s",
             "writes",
@@ -28,35 +30,26 @@ impl Act for Batch {
             "p50 ms",
             "p99 ms",
             "answered/s",
-            "wall s"
-        );
+            "wall s",
+        ]);
         for row in &self.rows {
-            row.print();
+            table.row(row.cells());
         }
-        println!();
-        match &*self.problems {
-            [] => println!(
-                "every write is in the table once, where its writer was told; the calls are those the layer says it sent"
-            ),
-            problems => problems
-                .iter()
-                .for_each(|problem| println!("wrong: {problem}")),
-        }
+        table
     }
 
-    fn json(&self) -> Value {
-        let problems = self.problems.iter();
-        Value::map([
+    fn verdict(&self) -> String {
+        "every write is in the table once, where its writer was told; the calls are those the layer says it sent".into()
+    }
+
+    fn json(&self) -> Vec<(&'static str, Value)> {
+        vec![
             ("writes_per_second", PACE.into()),
             ("call_ms", (1e3 * CALL.as_secs_f64()).into()),
             ("item_ms", (1e3 * ITEM.as_secs_f64()).into()),
             ("rows", Value::list(self.rows.iter().map(Row::json))),
             ("books", self.books.clone()),
-            (
-                "problems",
-                Value::list(problems.map(|problem| problem.as_str().into())),
-            ),
-        ])
+        ]
     }
 
     fn problems(&self) -> &[String] {
@@ -74,20 +67,19 @@ impl Row {
         self.writes as f64 / self.wall.as_secs_f64()
     }
 
-    fn print(&self) {
-        println!(
-            "  {:<10}{:>10.0}{:>9}{:>8}{:>7.1}{:>9}{:>10.1}{:>9.1}{:>12.0}{:>8.2}",
-            self.variant,
-            self.pace,
-            self.writes,
-            self.calls,
-            self.size(),
-            self.largest,
-            1e3 * self.p50.as_secs_f64(),
-            1e3 * self.p99.as_secs_f64(),
-            self.answered(),
-            self.wall.as_secs_f64(),
-        );
+    fn cells(&self) -> [String; 10] {
+        [
+            self.variant.into(),
+            format!("{:.0}", self.pace),
+            self.writes.to_string(),
+            self.calls.to_string(),
+            format!("{:.1}", self.size()),
+            self.largest.to_string(),
+            format!("{:.1}", 1e3 * self.p50.as_secs_f64()),
+            format!("{:.1}", 1e3 * self.p99.as_secs_f64()),
+            format!("{:.0}", self.answered()),
+            format!("{:.2}", self.wall.as_secs_f64()),
+        ]
     }
 
     fn json(&self) -> Value {

@@ -3,40 +3,39 @@
 use tower_flow::inspect::Value;
 
 use super::{CALLERS, Coalesce, KEYS, PACE, Row, SLOTS, TIME};
-use crate::report::Act;
+use crate::report::{Act, Table};
 
 impl Act for Coalesce {
     fn name(&self) -> &'static str {
         "coalesce"
     }
 
-    fn print(&self) {
-        println!(
+    fn task(&self) -> String {
+        format!(
             "{CALLERS} callers, each of whom reads {PACE} times a second, answered or not, one of {KEYS} things by Zipf's \
              law; the backend has {SLOTS} slots and takes {} ms",
             TIME.as_millis()
-        );
-        println!(
-            "\n  {:<12}{:>8}{:>8}{:>9}{:>10}{:>9}{:>8}",
-            "variant", "reads", "calls", "saved %", "p50 ms", "p99 ms", "wall s"
-        );
-        for row in &self.rows {
-            row.print();
-        }
-        println!();
-        match &*self.problems {
-            [] => println!(
-                "what the backend was asked is what the layer says it sent; every answer was the right one"
-            ),
-            problems => problems
-                .iter()
-                .for_each(|problem| println!("wrong: {problem}")),
-        }
+        )
     }
 
-    fn json(&self) -> Value {
-        let problems = self.problems.iter();
-        Value::map([
+    fn table(&self) -> Table {
+        let heads = [
+            "variant", "reads", "calls", "saved %", "p50 ms", "p99 ms", "wall s",
+        ];
+        let mut table = Table::new(heads);
+        for row in &self.rows {
+            table.row(row.cells());
+        }
+        table
+    }
+
+    fn verdict(&self) -> String {
+        "what the backend was asked is what the layer says it sent; every answer was the right one"
+            .into()
+    }
+
+    fn json(&self) -> Vec<(&'static str, Value)> {
+        vec![
             ("callers", (CALLERS as u64).into()),
             ("reads_per_second", (CALLERS as f64 * PACE).into()),
             ("keys", (KEYS as u64).into()),
@@ -44,11 +43,7 @@ impl Act for Coalesce {
             ("answer_ms", (1e3 * TIME.as_secs_f64()).into()),
             ("rows", Value::list(self.rows.iter().map(Row::json))),
             ("books", self.books.clone()),
-            (
-                "problems",
-                Value::list(problems.map(|problem| problem.as_str().into())),
-            ),
-        ])
+        ]
     }
 
     fn problems(&self) -> &[String] {
@@ -62,17 +57,16 @@ impl Row {
         1.0 - self.calls as f64 / self.reads.max(1) as f64
     }
 
-    fn print(&self) {
-        println!(
-            "  {:<12}{:>8}{:>8}{:>9.1}{:>10.1}{:>9.1}{:>8.2}",
-            self.variant,
-            self.reads,
-            self.calls,
-            100.0 * self.saved(),
-            1e3 * self.p50.as_secs_f64(),
-            1e3 * self.p99.as_secs_f64(),
-            self.wall.as_secs_f64(),
-        );
+    fn cells(&self) -> [String; 7] {
+        [
+            self.variant.into(),
+            self.reads.to_string(),
+            self.calls.to_string(),
+            format!("{:.1}", 100.0 * self.saved()),
+            format!("{:.1}", 1e3 * self.p50.as_secs_f64()),
+            format!("{:.1}", 1e3 * self.p99.as_secs_f64()),
+            format!("{:.2}", self.wall.as_secs_f64()),
+        ]
     }
 
     fn json(&self) -> Value {

@@ -2,54 +2,60 @@
 
 use tower_flow::inspect::Value;
 
-use super::{DEADLINE, LOADS, Overload, Row, SLOTS, Variant};
-use crate::report::Act;
+use super::{DEADLINE, Overload, Row, SLOTS, Variant};
+use crate::report::{Act, Table};
 
 impl Act for Overload {
     fn name(&self) -> &'static str {
         "overload"
     }
 
-    fn print(&self) {
-        println!(
-            "a rush on a server that answers {:.0} calls a second; callers wait {} ms",
+    fn task(&self) -> String {
+        format!(
+            "a rush on a server that answers {:.0} calls a second; callers wait {} ms; goodput in parts of what it can do",
             self.capacity,
             DEADLINE.as_millis()
-        );
-        println!(
-            "\n  {:<12}{:>6}{:>11}{:>10}{:>9}{:>9}{:>11}{:>11}",
-            "variant", "load", "offered/s", "goodput", "p50 ms", "p99 ms", "refused %", "missed %"
-        );
-        for row in &self.rows {
-            row.print();
-        }
-        println!();
-        let [bare, tower, flow] = Variant::ALL.map(|variant| self.worst(variant));
-        println!(
-            "answered in time beyond capacity, at worst: bare {bare:.0} % of what it can do; tower {tower:.0} %, with \
-             its limit set to {} by hand; tower-flow {flow:.0} %, with a limit of {} it found by itself",
-            2 * SLOTS,
-            self.limit
-        );
-        let unsent: usize = self.rows.iter().map(|row| row.unsent).sum();
-        if unsent > 0 {
-            println!("the generator could not make {unsent} calls; they count for nobody");
-        }
-        for problem in &self.problems {
-            println!("wrong: {problem}");
-        }
+        )
     }
 
-    fn json(&self) -> Value {
-        Value::map([
+    fn table(&self) -> Table {
+        let mut table = Table::new([
+            "variant",
+            "load",
+            "offered/s",
+            "goodput",
+            "p50 ms",
+            "p99 ms",
+            "refused %",
+            "missed %",
+        ]);
+        for row in &self.rows {
+            table.row(row.cells());
+        }
+        table
+    }
+
+    fn verdict(&self) -> String {
+        let [bare, tower, flow] = Variant::ALL.map(|variant| self.worst(variant));
+        let unsent: usize = self.rows.iter().map(|row| row.unsent).sum();
+        let unsent = match unsent {
+            0 => String::new(),
+            calls => format!("; {calls} calls could not be made and count for nobody"),
+        };
+        format!(
+            "goodput beyond capacity at worst: bare {bare:.2}; tower {tower:.2}, with its limit set to {} by hand; \
+             tower-flow {flow:.2}, with a limit of {} it found by itself{unsent}",
+            2 * SLOTS,
+            self.limit
+        )
+    }
+
+    fn json(&self) -> Vec<(&'static str, Value)> {
+        vec![
             ("capacity_per_second", self.capacity.into()),
             ("limit", (self.limit as u64).into()),
             ("rows", Value::list(self.rows.iter().map(Row::json))),
-            (
-                "problems",
-                Value::list(self.problems.iter().map(|problem| problem.as_str().into())),
-            ),
-        ])
+        ]
     }
 
     fn problems(&self) -> &[String] {
@@ -58,28 +64,26 @@ impl Act for Overload {
 }
 
 impl Overload {
-    /// The least goodput beyond capacity, in percent of it.
+    /// The least goodput beyond capacity.
     fn worst(&self, variant: Variant) -> f64 {
         let rows = self.rows.iter();
         let beyond = rows.filter(|row| row.variant == variant && row.load > 1.0);
-        100.0 * beyond.map(|row| row.goodput).fold(f64::INFINITY, f64::min)
+        beyond.map(|row| row.goodput).fold(f64::INFINITY, f64::min)
     }
 }
 
 impl Row {
-    fn print(&self) {
-        let first = self.load == LOADS[0];
-        println!(
-            "  {:<12}{:>5}x{:>11.0}{:>10.2}{:>9.1}{:>9.1}{:>11.1}{:>11.1}",
-            if first { self.variant.name() } else { "" },
-            self.load,
-            self.offered,
-            self.goodput,
-            1e3 * self.p50.as_secs_f64(),
-            1e3 * self.p99.as_secs_f64(),
-            100.0 * self.refused,
-            100.0 * self.missed,
-        );
+    fn cells(&self) -> [String; 8] {
+        [
+            self.variant.name().into(),
+            format!("{}x", self.load),
+            format!("{:.0}", self.offered),
+            format!("{:.2}", self.goodput),
+            format!("{:.1}", 1e3 * self.p50.as_secs_f64()),
+            format!("{:.1}", 1e3 * self.p99.as_secs_f64()),
+            format!("{:.1}", 100.0 * self.refused),
+            format!("{:.1}", 100.0 * self.missed),
+        ]
     }
 
     fn json(&self) -> Value {
