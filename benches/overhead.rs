@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use support::plain::{Bare, Hand, Rows};
 use support::{Answer, Counting, Echo, Question, Variant, measure, rounds};
-use tower::ServiceExt;
+use tower::util::MapErrLayer;
 use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcServerLayer, GrpcType};
 use tower_flow::preset::ByPath;
@@ -26,7 +26,7 @@ use tower_flow::profile::ProfileLayer;
 use tower_flow::shed::ShedLayer;
 use tower_flow::stats::Lease;
 use tower_flow::timing::TimingLayer;
-use tower_flow::{Flow, preset};
+use tower_flow::{BoxError, Flow, preset};
 use tower_layer::{Layer, Stack};
 use tower_service::Service;
 
@@ -139,9 +139,8 @@ fn main() {
         ),
         Variant::reused(
             "preset: http_client",
-            preset::http_client(&flow)
-                .layer(Echo)
-                .map_err(|error| -> Infallible { panic!("{error}") }),
+            MapErrLayer::new(|error: BoxError| -> Infallible { panic!("{error}") })
+                .layer(preset::http_client(&flow).layer(Echo)),
         ),
         Variant::reused("profile, off", ProfileLayer::new("t").every(0).layer(Echo)),
         Variant::reused("floor of a profile: 4 clocks, 6 adds", floor(4, 6)),

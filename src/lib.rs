@@ -18,7 +18,9 @@
 //! # Ok(()) } }
 //! ```
 //!
-//! Every layer also stands alone, over any `Service<Req>`; none needs a [`Flow`], a registry or HTTP.
+//! Every layer also stands alone, over any `Service<Req>`; none needs a [`Flow`], a registry or HTTP. The [`guide`] tells
+//! which layer is for which trouble, how large limits and pools shall be, how to read the live page, and how to move here
+//! from other crates.
 //!
 //! # Map
 //!
@@ -63,6 +65,7 @@
 pub mod admin;
 mod base;
 mod builder;
+pub mod guide;
 mod middleware;
 #[cfg(feature = "nats")]
 pub mod nats;
