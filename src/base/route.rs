@@ -10,7 +10,7 @@ const LONGEST: usize = 256;
 
 /// Names the route of a request. Any `Fn(&Req) -> &str` is one.
 pub trait Route<Req> {
-    /// The route's name; `None` for the only one of its layer.
+    /// The route's name; `None` for the layer's own, which is called as the layer is.
     fn of<'a>(&self, req: &'a Req) -> Option<&'a str>;
 }
 
@@ -27,6 +27,7 @@ pub struct OneRoute;
 pub(crate) struct Routes<M> {
     /// Whether requests name their routes; else there is the one.
     routed: bool,
+    /// Where requests name theirs, that of those that name none.
     only: M,
     other: M,
     names: Names<M>,
@@ -35,7 +36,7 @@ pub(crate) struct Routes<M> {
 /// Which route a call is billed to.
 #[derive(Debug)]
 pub(crate) enum Place {
-    /// The layer's only route.
+    /// The layer's own route, mostly its only one.
     Only,
     /// A route by its place among the names.
     Known(usize),
@@ -117,7 +118,7 @@ impl<M> Routes<M> {
     ) -> Vec<(&'a str, &'a M)> {
         let mut all = self.names.sorted();
         // The only route of its layer is shown before its first call too.
-        if !self.routed {
+        if !self.routed || used(&self.only) {
             all.insert(0, (own, &self.only));
         }
         if used(&self.other) {

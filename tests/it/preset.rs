@@ -260,9 +260,8 @@ async fn a_refused_grpc_call_is_counted_and_timed_and_never_profiled() {
     })
     .await;
     let timed = shown(&flow, "timing").to_string();
-    let started = timed.matches(r#""started":"#).count();
-    assert!(started > 0 && timed.contains(r#""started":4"#), "{timed}");
-    let refused = crate::support::sum(&flow.families(), "tower_flow_shed_rejected_total", &[]);
+    assert!(timed.contains(r#""started":4"#), "{timed}");
+    let refused = crate::support::sum(&flow.families(), "tower_flow_shed_rejected", &[]);
     assert_eq!(refused, 3.0);
     assert_eq!(
         profiled(&flow),
@@ -360,7 +359,7 @@ async fn followers_of_a_server_take_one_slot_and_are_all_counted() {
     }
     let counted = || {
         let labels = [("grpc_code", "OK")];
-        crate::support::sum(&flow.families(), "grpc_server_handled_total", &labels)
+        crate::support::sum(&flow.families(), "grpc_server_handled", &labels)
     };
     eventually("all are counted", || counted() == 10.0).await;
 }
@@ -393,7 +392,7 @@ async fn followers_of_a_client_take_one_connection_and_are_one_request_of_the_ba
     }
     let stats = pool.stats();
     assert_eq!((stats.peak_open, stats.requests), (1, 1));
-    let accepted = "tower_flow_throttle_accepted_total";
+    let accepted = "tower_flow_throttle_accepted";
     assert_eq!(crate::support::sum(&flow.families(), accepted, &[]), 1.0);
     let timed = shown(&flow, "timing").to_string();
     assert!(timed.contains(r#""started":10"#), "{timed}");
@@ -416,8 +415,11 @@ async fn a_throttled_request_never_asks_for_a_connection_and_is_timed() {
     let throttle = ThrottleLayer::new("stock");
     let layer = preset::http_client_with(timing, throttle, &flow);
     let client = layer.layer(pool.clone());
-    let mut throttled = 0;
-    for _ in 0..200 {
+    // What is known of a backend is worked out ten times a second.
+    let (mut made, mut throttled) = (0, 0);
+    while throttled < 20 {
+        made += 1;
+        assert!(made < 100_000, "nothing is ever throttled");
         match client.clone().oneshot(get_from(addr, "/")).await {
             Ok(response) => _ = response.into_body().collect().await.unwrap(),
             Err(error) => {
@@ -427,12 +429,11 @@ async fn a_throttled_request_never_asks_for_a_connection_and_is_timed() {
             }
         }
     }
-    assert!(throttled > 50, "{throttled}");
-    let sent = 200 - throttled;
+    let sent = made - throttled;
     assert_eq!(asked.load(Ordering::SeqCst), sent);
     assert_eq!(pool.stats().requests, sent as u64);
     let timed: u64 = ended(&times).iter().map(|(_, count)| count).sum();
-    assert_eq!(timed, 200);
+    assert_eq!(timed, made as u64);
 }
 
 #[tokio::test]
@@ -453,16 +454,18 @@ async fn a_throttled_call_is_counted_and_never_leaves() {
     let here = throttle.handle();
     let layer = preset::grpc_client_with(accounting, throttle, &flow);
     let mut client = TestServiceClient::new(layer.layer(channel(addr).await));
-    for _ in 0..200 {
+    let throttled = || -> u64 { here.snapshot().iter().map(|seen| seen.throttled).sum() };
+    let mut made = 0;
+    while throttled() < 20 {
+        made += 1;
+        assert!(made < 100_000, "nothing is ever throttled");
         let refused = client.unary_call(asking_for(14)).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     }
-    let throttled: u64 = here.snapshot().iter().map(|seen| seen.throttled).sum();
-    assert!(throttled > 50, "{throttled}");
     let unavailable = outcome::Code::Unavailable;
-    assert_eq!(handled(&books), [(unavailable, 200)]);
+    assert_eq!(handled(&books), [(unavailable, made)]);
     eventually("the server's books are closed", || {
-        handled(&served) == [(unavailable, 200 - throttled)]
+        handled(&served) == [(unavailable, made - throttled())]
     })
     .await;
 }
@@ -534,8 +537,9 @@ async fn an_axum_router_is_timed_by_its_patterns_and_shares_one_limit() {
     door.open();
     assert_eq!(first.await.unwrap().body(), "done");
     let routes: Vec<_> = times.snapshot().into_iter().map(named).collect();
-    for known in [("/hello/{name}", 3), ("other", 2)] {
-        let known = (known.0.to_owned(), known.1);
+    // What matched nothing is the layer's own.
+    for (name, started) in [("/hello/{name}", 3), ("other", 2), ("web", 1)] {
+        let known = (name.to_owned(), started);
         assert!(routes.contains(&known), "{routes:?}");
     }
 }
