@@ -92,7 +92,7 @@
 //!
 //! What its layers cost. `profile` looks at one call in 64, so that [hot paths](crate::profile::ProfileHandle::hot) are
 //! there from the start; its knob `every` turns that up, and at 0 off, while the server runs. No preset allocates for a
-//! call, but for coalescing's keys and the body tonic's `Channel` wants.
+//! call, but for coalescing's keys, and for bodies in a box: those that tonic's `Channel` wants, and a [`Transport`]'s.
 
 #[cfg(feature = "batch")]
 mod batch;

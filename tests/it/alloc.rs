@@ -114,6 +114,10 @@ fn no_default_layer_allocates() {
         0
     );
     assert_eq!(
+        counted(preset::http_client(&Flow::new("alloc")).layer(echo())),
+        0
+    );
+    assert_eq!(
         counted(Connections::server("alloc").streams().layer(echo())),
         0
     );
