@@ -114,18 +114,14 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns = self.rows[0].len();
         let number = |cell: &str| cell.starts_with(|first: char| first.is_ascii_digit());
         for row in &self.rows {
             let mut line = String::from(" ");
-            for column in 0..columns {
+            for (column, cell) in row.iter().enumerate() {
                 let cells = || self.rows.iter().map(|row| row[column].as_str());
                 let width = cells().map(|cell| cell.chars().count()).max().unwrap_or(0);
-                let cell = &row[column];
-                match cells()
-                    .skip(1)
-                    .all(|cell| number(cell) || matches!(cell, "" | "-"))
-                {
+                let mut below = cells().skip(1);
+                match below.all(|cell| number(cell) || cell == "-") {
                     true => line += &format!(" {cell:>width$} "),
                     false => line += &format!(" {cell:<width$} "),
                 }

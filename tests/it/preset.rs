@@ -377,7 +377,7 @@ async fn followers_of_a_client_take_one_connection_and_are_one_request_of_the_ba
             let client = client.clone();
             tokio::spawn(async move {
                 let response = client.oneshot(get_from(addr, "/")).await?;
-                response.into_body().collect().await.map_err(Into::into)
+                response.into_body().collect().await
             })
         })
         .collect();
