@@ -18,6 +18,9 @@ mod tests {
     use http_body_util::{Empty, Full};
     use tower::{Layer as _, ServiceExt as _, service_fn};
 
+    use crate::Flow;
+    use crate::coalesce::CoalesceLayer;
+
     fn names(flow: &Flow) -> Vec<String> {
         let attached = flow.attached().into_iter();
         let coalesce = attached.filter(|layer| layer.kind() == "coalesce");
