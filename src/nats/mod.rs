@@ -6,6 +6,7 @@ mod gather;
 mod lag;
 mod line;
 mod message;
+mod pool;
 mod publish;
 mod service;
 
@@ -14,5 +15,6 @@ pub use error::{Error, ErrorKind};
 pub use exchange::ResponseFuture;
 pub use lag::{JetStreamLag, LagBuilder, LagSnapshot, LagState};
 pub use message::{NatsRequest, NatsResponse, Publish};
+pub use pool::{NatsPool, NatsPoolBuilder, NatsPoolHandle, NatsPoolStats};
 pub use publish::{JetStreamPublish, PublishFuture};
 pub use service::NatsService;

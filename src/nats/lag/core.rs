@@ -191,9 +191,13 @@ impl Core {
         }
         let before = self.facts;
         let moved = before.is_none_or(|(_, before)| before.deliveries != facts.deliveries);
-        let asked = facts.waiting > 0 && !facts.is_full();
-        let held =
-            facts.is_full() && before.is_some_and(|(_, old)| old.ack_floor == facts.ack_floor);
+        let asks = |facts: &Consumer| facts.waiting > 0 && !facts.is_full();
+        let same = |held: &dyn Fn(&Consumer) -> bool| {
+            held(&facts) && before.is_some_and(|(_, before)| held(&before))
+        };
+        let asked = same(&asks);
+        let floor = before.map(|(_, before)| before.ack_floor);
+        let held = same(&Consumer::is_full) && floor == Some(facts.ack_floor);
         self.still = match before {
             Some((since, _)) if !moved && pending > 0 && (asked || held) => {
                 Some(self.still.unwrap_or(since))
