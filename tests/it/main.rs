@@ -15,6 +15,7 @@ mod grpc;
 mod http;
 mod interop;
 mod limit;
+mod nats;
 mod observability;
 #[cfg(target_os = "linux")] // Whose processes it can end as a group.
 mod page;

@@ -33,15 +33,15 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let any = 0..16usize;
+    let nth = 0..16usize;
     prop_oneof![
         8 => Just(Step::Ask),
-        5 => any.clone().prop_map(Step::Release),
-        1 => any.clone().prop_map(Step::Leave),
-        3 => any.clone().prop_map(Step::Dialled),
-        1 => any.clone().prop_map(Step::DialFails),
-        2 => (any.clone(), any::<bool>()).prop_map(|(line, up)| Step::See(line, up)),
-        1 => any.clone().prop_map(Step::Gone),
+        5 => nth.clone().prop_map(Step::Release),
+        1 => nth.clone().prop_map(Step::Leave),
+        3 => nth.clone().prop_map(Step::Dialled),
+        1 => nth.clone().prop_map(Step::DialFails),
+        2 => (nth.clone(), any::<bool>()).prop_map(|(line, up)| Step::See(line, up)),
+        1 => nth.clone().prop_map(Step::Gone),
         1 => (0..5usize).prop_map(Step::Warm),
         2 => (0..2_000u64).prop_map(Step::Wait),
         1 => Just(Step::Close),

@@ -1,0 +1,7 @@
+//! A real nats-server, and what becomes of us when it is down, slow, gone and back.
+
+mod lag;
+mod pool;
+mod publish;
+mod requests;
+mod server;
