@@ -1,7 +1,7 @@
 //! `cargo run --release --features full --example nats_overhead -- [--seconds 10] [--server nats://HOST:4222]`
 //!
-//! What NATS request/reply costs: the same write of a chat event into a store in this process, called directly and by way of
-//! a NATS server, `profile` round both. Prints its method, the figures and a verdict as Markdown.
+//! What NATS request/reply costs: the same write of a chat event into a store in this process, called directly and by
+//! way of a NATS server, `profile` round both. Prints its method, the figures and a verdict as Markdown.
 
 use clap::{Arg, Command, value_parser};
 

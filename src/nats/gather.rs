@@ -9,8 +9,8 @@ use super::error::Error;
 
 /// # Invariants
 ///
-/// `left` is how many places are empty. Whoever fills the last takes the waker and wakes it; a place is filled once, and what
-/// comes later for it is left out.
+/// `left` is how many places are empty. Whoever fills the last takes the waker and wakes it; a place is filled once,
+/// and what comes later for it is left out.
 #[derive(Debug)]
 pub(super) struct Gather(Mutex<Inner>);
 

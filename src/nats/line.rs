@@ -1,8 +1,9 @@
 //! One connection: async-nats' client, and an inbox of our own for what is answered on it.
 //!
-//! async-nats' own requests leave an entry in its table for each that is dropped, or that nobody answers, for as long as the
-//! connection lives; nor does it say that a connection was lost to those who wait for an answer on it. Here whoever stops
-//! waiting takes the entry along, and what was sent on a connection that is gone fails as soon as that is seen.
+//! async-nats' own requests leave an entry in its table for each that is dropped, or that nobody answers, for as long
+//! as the connection lives; nor does it say that a connection was lost to those who wait for an answer on it. Here
+//! whoever stops waiting takes the entry along, and what was sent on a connection that is gone fails as soon as that is
+//! seen.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -37,8 +38,8 @@ pub(super) struct Line {
 /// # Invariants
 ///
 /// An entry is in `waiting` from before its request is sent until it is answered, given up or lost, whichever is first;
-/// whoever takes it out has it. The task looks at the connection every [`LOOK`] while there is an entry or a seat, else its
-/// waker is in `asleep`, and whoever adds one takes that and wakes it.
+/// whoever takes it out has it. The task looks at the connection every [`LOOK`] while there is an entry or a seat, else
+/// its waker is in `asleep`, and whoever adds one takes that and wakes it.
 #[derive(Default)]
 struct Table {
     next: u64,
@@ -138,12 +139,6 @@ impl Line {
         self.desk.table().late
     }
 
-    /// How many wait for an answer.
-    #[cfg(test)]
-    pub(super) fn waiting(&self) -> usize {
-        self.desk.table().waiting.len()
-    }
-
     pub(super) fn seat(self: &Arc<Self>) -> Seat {
         Seat {
             line: self.clone(),
@@ -175,8 +170,8 @@ impl Line {
         }
     }
 
-    /// Sends it, to be answered under `id`. Once this is ready with `Ok` it may have been sent; a future dropped before has
-    /// sent nothing.
+    /// Sends it, to be answered under `id`. Once this is ready with `Ok` it may have been sent; a future dropped before
+    /// has sent nothing.
     pub(super) async fn send(&self, parts: Parts, id: u64) -> Result<(), Error> {
         let client = &self.desk.client;
         let reply = Subject::from(format!("{}{id:x}", self.desk.prefix));
@@ -261,8 +256,8 @@ impl Desk {
         }
     }
 
-    /// Fails what was sent on a connection that is gone, and wakes those who wait for one that is there. Whether anybody
-    /// waits still.
+    /// Fails what was sent on a connection that is gone, and wakes those who wait for one that is there. Whether
+    /// anybody waits still.
     fn look(&self, cx: &mut Context<'_>) -> bool {
         let (up, connects) = (self.is_up(), self.connects());
         let mut table = self.table();

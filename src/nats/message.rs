@@ -26,8 +26,8 @@ pub struct NatsResponse {
 
 /// A message for a stream.
 ///
-/// One that may be sent twice should have a [`message_id`](Self::message_id): within the stream's window for duplicates it
-/// is stored once.
+/// One that may be sent twice should have a [`message_id`](Self::message_id): within the stream's window for duplicates
+/// it is stored once.
 #[derive(Clone)]
 pub struct Publish {
     pub(super) parts: Parts,
@@ -200,8 +200,8 @@ impl Publish {
         &self.parts.subject
     }
 
-    /// Bytes of payload and headers, by which [`BatchLayer::max_weight`](crate::batch::BatchLayer::max_weight) may bound
-    /// batches.
+    /// Bytes of payload and headers, by which [`BatchLayer::max_weight`](crate::batch::BatchLayer::max_weight) may
+    /// bound batches.
     pub fn size(&self) -> usize {
         self.parts.size()
     }

@@ -62,16 +62,16 @@ impl JetStreamPublish {
         }
     }
 
-    /// 5 seconds (default) without an acknowledgement is too late: counted from the last message of a batch that was sent,
-    /// and for what could not be sent yet from the one before.
+    /// 5 seconds (default) without an acknowledgement is too late: counted from the last message of a batch that was
+    /// sent, and for what could not be sent yet from the one before.
     #[must_use]
     pub fn ack_timeout(mut self, timeout: Duration) -> Self {
         self.options.ack_timeout = timeout;
         self
     }
 
-    /// 4,096 messages (default) may wait for their acknowledgements at a time, those of all clones made from here on together.
-    /// Others are sent as these come.
+    /// 4,096 messages (default) may wait for their acknowledgements at a time, those of all clones made from here on
+    /// together. Others are sent as these come.
     ///
     /// # Panics
     ///

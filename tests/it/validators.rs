@@ -16,6 +16,7 @@ use tower_flow::connection::Connections;
 use tower_flow::grpc::{GrpcClientLayer, GrpcServerLayer, RequestBody};
 use tower_flow::metrics::Format;
 use tower_flow::phases::{Dial, Phase, Timings};
+use tower_flow::nats::{ErrorKind, NatsPool, NatsRequest};
 use tower_flow::pool::{ConnPool, connect};
 use tower_flow::preset::ByPath;
 use tower_flow::shed::{Queue, ShedLayer};
@@ -184,6 +185,13 @@ pub async fn busy() -> Flow {
     }
     // It stays open as long as the flow is read.
     std::mem::forget(pool);
+
+    let nats = NatsPool::builder("nats://127.0.0.1:1")
+        .name("n \"\\\n")
+        .attach(&flow)
+        .build();
+    let refused = nats.oneshot(NatsRequest::new("nobody")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Connect);
 
     let own = Counter::<u64>::default();
     own.inc();

@@ -6,8 +6,8 @@ use crate::base::clock::Instant;
 
 /// # Invariants
 ///
-/// At most one poll is under way: [`ask`](Core::ask) begins one, and [`polled`](Core::polled) or [`failed`](Core::failed) ends
-/// it. Whatever was learnt last counts, with the moment it was learnt at.
+/// At most one poll is under way: [`ask`](Core::ask) begins one, and [`polled`](Core::polled) or
+/// [`failed`](Core::failed) ends it. Whatever was learnt last counts, with the moment it was learnt at.
 #[derive(Debug)]
 pub(super) struct Core {
     rules: Rules,
@@ -248,8 +248,8 @@ impl Core {
         self.ended = Some(now);
     }
 
-    /// What can be pending, going by the stream: servers have told of backlogs that were not there, and of none where there
-    /// was one.
+    /// What can be pending, going by the stream: servers have told of backlogs that were not there, and of none where
+    /// there was one.
     fn believable(&self, facts: &Consumer, stream: Option<Stream>) -> u64 {
         let Some(stream) = stream else {
             return facts.pending;

@@ -183,8 +183,8 @@ impl LagBuilder {
         self
     }
 
-    /// 5 seconds (default) without a message, and the server is asked. While nothing changes it is asked ever less often,
-    /// down to [`slowest`](Self::slowest).
+    /// 5 seconds (default) without a message, and the server is asked. While nothing changes it is asked ever less
+    /// often, down to [`slowest`](Self::slowest).
     ///
     /// # Panics
     ///
@@ -198,8 +198,8 @@ impl LagBuilder {
         self
     }
 
-    /// Every 15 seconds (default) the server is asked at least: for what is unacknowledged where messages flow, and for all
-    /// of it where nothing changes. It is at most half of [`max_age`](Self::max_age), and no less than
+    /// Every 15 seconds (default) the server is asked at least: for what is unacknowledged where messages flow, and for
+    /// all of it where nothing changes. It is at most half of [`max_age`](Self::max_age), and no less than
     /// [`every`](Self::every).
     pub fn slowest(mut self, period: Duration) -> Self {
         self.rules.slowest = period;

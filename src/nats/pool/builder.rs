@@ -101,8 +101,8 @@ impl NatsPoolBuilder {
         self
     }
 
-    /// 100 ms to 5 s (default) is how long no dial follows one that failed, doubling with each. A request that no connection
-    /// can serve fails meanwhile, with the cause.
+    /// 100 ms to 5 s (default) is how long no dial follows one that failed, doubling with each. A request that no
+    /// connection can serve fails meanwhile, with the cause.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.limits.backoff = (first, longest.max(first));
         self

@@ -7,8 +7,8 @@ use crate::base::clock::Instant;
 
 /// # Invariants
 ///
-/// There are at most `connections` lines, those being dialled included. A line carries at most `in_flight` requests, and each
-/// counts from when it was granted until its release. Nobody waits while a line that is up has room, once
+/// There are at most `connections` lines, those being dialled included. A line carries at most `in_flight` requests,
+/// and each counts from when it was granted until its release. Nobody waits while a line that is up has room, once
 /// [`grant`](Core::grant) had nothing more to say.
 #[derive(Debug)]
 pub(super) struct Core {
@@ -293,7 +293,8 @@ impl Core {
         !self.lines.is_empty() && self.lines.iter().all(|line| line.state == LineState::Down)
     }
 
-    /// Whether somebody waits for what no event will tell: that a server is back, or that a dial may follow a failed one.
+    /// Whether somebody waits for what no event will tell: that a server is back, or that a dial may follow a failed
+    /// one.
     pub(super) fn is_stranded(&self) -> bool {
         let dials = self
             .lines

@@ -47,7 +47,8 @@ pub struct NatsPoolStats {
     pub refused: u64,
     /// In flight as a share of what may be.
     pub utilisation: f64,
-    /// Requests by how they ended: `ok`, `cancelled`, or an [`ErrorKind`](crate::nats::ErrorKind); only those that happened.
+    /// Requests by how they ended: `ok`, `cancelled`, or an [`ErrorKind`](crate::nats::ErrorKind); only those that
+    /// happened.
     pub results: Vec<(&'static str, u64)>,
     /// Why the last dial failed that did.
     pub last_error: Option<String>,

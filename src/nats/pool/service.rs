@@ -50,7 +50,8 @@ impl NatsPool {
         }
     }
 
-    /// The client of the connection that has least to do; one is made if there is none. What is sent by it is not counted.
+    /// The client of the connection that has least to do; one is made if there is none. What is sent by it is not
+    /// counted.
     ///
     /// # Errors
     ///
