@@ -40,7 +40,10 @@ impl Server {
         let dir = std::env::temp_dir().join(format!("tower-flow-bench-{}", std::process::id()));
         let mut command = Command::new("nats-server");
         command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]);
-        command.arg(&dir).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .arg(&dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let log = child.stderr.take();
         let server = Self {
@@ -147,7 +150,10 @@ fn publishers(context: &jetstream::Context) -> Vec<(&'static str, Turn)> {
             let context = context.clone();
             Box::pin(async move {
                 for _ in 0..500 {
-                    context.publish("items", vec![0; SIZE].into()).await?.await?;
+                    context
+                        .publish("items", vec![0; SIZE].into())
+                        .await?
+                        .await?;
                 }
                 Ok(500)
             })
@@ -162,7 +168,10 @@ fn publishers(context: &jetstream::Context) -> Vec<(&'static str, Turn)> {
                     let context = context.clone();
                     tokio::spawn(async move {
                         for _ in 0..50 {
-                            context.publish("items", vec![0; SIZE].into()).await?.await?;
+                            context
+                                .publish("items", vec![0; SIZE].into())
+                                .await?
+                                .await?;
                         }
                         Ok::<_, BoxError>(50)
                     })
@@ -173,7 +182,9 @@ fn publishers(context: &jetstream::Context) -> Vec<(&'static str, Turn)> {
     };
     let layered: Turn = {
         let publish = JetStreamPublish::new(context.clone());
-        let service = ServiceBuilder::new().layer(BatchLayer::new()).service(publish);
+        let service = ServiceBuilder::new()
+            .layer(BatchLayer::new())
+            .service(publish);
         Box::new(move || {
             let service = service.clone();
             Box::pin(async move {
@@ -218,7 +229,11 @@ fn publishers(context: &jetstream::Context) -> Vec<(&'static str, Turn)> {
 async fn requests(server: &Server, rounds: usize) -> Result<(), BoxError> {
     let responder = async_nats::connect(&server.url).await?;
     let mut asked = responder.subscribe("echo").await?;
-    responder.flush().await?;
+    // The server has read the subscription once it answers what came after it.
+    let inbox = responder.new_inbox();
+    let mut own = responder.subscribe(inbox.clone()).await?;
+    responder.publish(inbox, Default::default()).await?;
+    own.next().await;
     tokio::spawn(async move {
         while let Some(message) = asked.next().await {
             if let Some(reply) = message.reply {
@@ -228,7 +243,9 @@ async fn requests(server: &Server, rounds: usize) -> Result<(), BoxError> {
     });
     let client = async_nats::connect(&server.url).await?;
     let service = NatsService::new(client.clone());
-    let pool = NatsPool::builder(server.url.as_str()).max_connections(2).build();
+    let pool = NatsPool::builder(server.url.as_str())
+        .max_connections(2)
+        .build();
     pool.warm(2).await?;
     let own: Turn = Box::new(move || {
         let client = client.clone();

@@ -190,10 +190,10 @@ impl Study {
         writeln!(
             f,
             "**Missed**: {overhead:.0} % is beyond {TARGET:.0} %, by far. The write itself takes {direct:.2} µs of CPU time, \
-             and a request by NATS {cost:.2} µs more in this process alone: its bytes go through four sockets (caller to \
-             server to responder, and the answer back), each with a system call to write and one to read and a task to \
-             wake, are parsed on both ends, and are matched with who asked. None of that depends on what the \
-             request does, so no client can bring it to {TARGET:.0} % of a write this small.\n"
+             and a request by NATS {cost:.2} µs more in this process alone. It makes four hops over sockets (caller to \
+             server, server to responder, and the answer back): this process writes twice and reads twice, parses what it \
+             reads, wakes a task for each, and matches the answer with who asked. None of that depends on what the request \
+             does, so no client can bring it to {TARGET:.0} % of a write this small.\n"
         )?;
         writeln!(
             f,

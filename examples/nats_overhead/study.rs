@@ -80,7 +80,11 @@ where
     S::Future: Send,
 {
     let mut asked = client.subscribe(SUBJECT).await?;
-    client.flush().await?;
+    // The server has read the subscription once it answers what came after it.
+    let inbox = client.new_inbox();
+    let mut own = client.subscribe(inbox.clone()).await?;
+    client.publish(inbox, Default::default()).await?;
+    own.next().await;
     let answer = service_fn(move |message: NatsMessage| {
         let (store, client) = (store.clone(), client.clone());
         async move {

@@ -5,26 +5,26 @@
 //! whoever stops waiting takes the entry along, and what was sent on a connection that is gone fails as soon as that is
 //! seen.
 
+mod courier;
+mod places;
+
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, Message, PublishErrorKind, Statistics, Subject, Subscriber};
-use futures_util::Stream;
+use async_nats::{Client, Message, PublishErrorKind, Statistics, Subject};
 use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::Sleep;
 
 use super::error::Error;
 use super::gather::Gather;
 use super::message::Parts;
-use crate::base::clock;
+use courier::run;
+pub(super) use places::{Seat, Tickets};
 
 /// How often a connection is looked at while somebody waits for it: async-nats tells nobody when it is lost or back.
 const LOOK: Duration = Duration::from_millis(25);
@@ -74,26 +74,6 @@ enum To {
     One(oneshot::Sender<Message>),
     /// That at a place among many, and the permit to have it in flight.
     Many(Arc<Gather>, usize, #[allow(dead_code)] OwnedSemaphorePermit),
-}
-
-/// The place of one who waits for the connection. Empty until needed, and given back on drop.
-pub(super) struct Seat {
-    line: Arc<Line>,
-    id: Option<u64>,
-}
-
-/// Takes entries out again when it is dropped.
-pub(super) struct Tickets {
-    line: Arc<Line>,
-    first: u64,
-    count: u64,
-}
-
-/// The task: hands out what comes, and looks at the connection.
-struct Courier {
-    desk: Arc<Desk>,
-    inbox: Subscriber,
-    look: Option<Pin<Box<Sleep>>>,
 }
 
 // ===== impl Line =====
@@ -300,158 +280,6 @@ impl Entry {
             // Its receiver asks why.
             To::One(sender) => drop(sender),
             To::Many(gather, place, _permit) => gather.put(place, Err(Error::disconnected(true))),
-        }
-    }
-}
-
-// ===== impl Seat =====
-
-impl Seat {
-    /// Ready while the line is connected and can be answered; fails when it is closed for good.
-    pub(super) fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.poll(cx, true)
-    }
-
-    /// Ready once the line can be answered, connected or not.
-    pub(super) async fn opened(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| self.poll(cx, false)).await
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, up: bool) -> Poll<Result<(), Error>> {
-        let desk = &self.line.desk;
-        let mut table = desk.table();
-        if table.closed {
-            return Poll::Ready(Err(Error::closed()));
-        }
-        if table.open && (!up || desk.is_up()) {
-            if let Some(id) = self.id.take() {
-                table.seats.remove(&id);
-            }
-            return Poll::Ready(Ok(()));
-        }
-        let id = *self.id.get_or_insert_with(|| {
-            table.next += 1;
-            table.next - 1
-        });
-        table.seats.insert(id, cx.waker().clone());
-        let asleep = table.asleep.take();
-        drop(table);
-        wake(asleep);
-        Poll::Pending
-    }
-}
-
-impl Clone for Seat {
-    /// Waits for nothing yet.
-    fn clone(&self) -> Self {
-        self.line.seat()
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            let seat = self.line.desk.table().seats.remove(&id);
-            drop(seat);
-        }
-    }
-}
-
-impl fmt::Debug for Seat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.line.fmt(f)
-    }
-}
-
-// ===== impl Tickets =====
-
-impl Tickets {
-    pub(super) fn id(&self, place: usize) -> u64 {
-        self.first + place as u64
-    }
-
-    /// Has an entry for the answer at `place` of `gather`.
-    pub(super) fn expect(
-        &self,
-        gather: &Arc<Gather>,
-        place: usize,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Error> {
-        let to = To::Many(gather.clone(), place, permit);
-        self.line.desk.insert(self.id(place), to)
-    }
-
-    /// Gives up the one at `place`.
-    pub(super) fn withdraw(&self, place: usize) {
-        let entry = self.line.desk.table().waiting.remove(&self.id(place));
-        drop(entry);
-    }
-}
-
-impl Drop for Tickets {
-    fn drop(&mut self) {
-        let mut table = self.line.desk.table();
-        // What was answered is out already: of a batch that was answered in full nothing is looked for.
-        let entries: Vec<_> = match table.waiting.is_empty() {
-            true => Vec::new(),
-            false => (self.first..self.first + self.count)
-                .filter_map(|id| table.waiting.remove(&id))
-                .collect(),
-        };
-        drop(table);
-        drop(entries);
-    }
-}
-
-// ===== impl Courier =====
-
-async fn run(desk: Arc<Desk>) {
-    /// However the task ends, nobody waits for ever.
-    struct Closes(Arc<Desk>);
-    impl Drop for Closes {
-        fn drop(&mut self) {
-            self.0.close();
-        }
-    }
-    let _closes = Closes(desk.clone());
-    let Ok(inbox) = desk.client.subscribe(format!("{}*", desk.prefix)).await else {
-        return;
-    };
-    let seats = {
-        let mut table = desk.table();
-        table.open = true;
-        std::mem::take(&mut table.seats)
-    };
-    seats.into_values().for_each(Waker::wake);
-    let look = None;
-    Courier { desk, inbox, look }.await;
-}
-
-impl Future for Courier {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match Pin::new(&mut self.inbox).poll_next(cx) {
-                Poll::Ready(Some(message)) => self.desk.deliver(message),
-                // async-nats drops its end when it gives up for good, or was drained.
-                Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending => break,
-            }
-        }
-        loop {
-            if let Some(look) = &mut self.look {
-                if look.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                if !self.desk.look(cx) {
-                    self.look = None;
-                    return Poll::Pending;
-                }
-            } else if self.desk.sleeps(cx) {
-                return Poll::Pending;
-            }
-            self.look = Some(Box::pin(tokio::time::sleep_until(clock::now() + LOOK)));
         }
     }
 }

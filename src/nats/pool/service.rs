@@ -10,17 +10,17 @@ use super::super::exchange::{ResponseFuture, exchange};
 use super::super::message::{NatsRequest, NatsResponse};
 use super::builder::NatsPoolBuilder;
 use super::handle::NatsPoolHandle;
-use super::shared::{Seat, Shared};
+use super::lease::Seat;
+use super::shared::Shared;
 use crate::base::clock::{self, Instant};
 
 /// Requests and replies over several connections; see the [module docs](super#pool).
 ///
-/// Clones share the connections. With the last of them these close, after what is in flight.
+/// Clones share the connections. With the last of them these close, after all that was asked is answered.
 #[derive(Clone)]
 pub struct NatsPool {
     shared: Arc<Shared>,
     seat: Seat,
-    #[allow(dead_code)] // Held for its drop.
     alive: Arc<Alive>,
 }
 
@@ -30,6 +30,9 @@ struct Alive(Arc<Shared>);
 /// Notes how a request ended, if only by being dropped.
 struct Ending {
     shared: Arc<Shared>,
+    /// The last service may be gone before its last request is.
+    #[allow(dead_code)] // Held for its drop.
+    alive: Arc<Alive>,
     start: Instant,
     result: &'static str,
 }
@@ -93,19 +96,16 @@ impl Service<NatsRequest> for NatsPool {
     }
 
     fn call(&mut self, req: NatsRequest) -> ResponseFuture {
-        let shared = self.shared.clone();
         let start = clock::now();
+        let mut ending = Ending {
+            shared: self.shared.clone(),
+            alive: self.alive.clone(),
+            start,
+            result: "cancelled",
+        };
         ResponseFuture::new(async move {
-            let mut ending = Ending {
-                shared,
-                start,
-                result: "cancelled",
-            };
             let answer = answer(&ending.shared, req, start).await;
-            ending.result = match &answer {
-                Ok(_) => "ok",
-                Err(error) => error.kind().as_str(),
-            };
+            ending.answered(&answer);
             answer
         })
     }
@@ -128,6 +128,15 @@ async fn answer(
         acquired => acquired?,
     };
     exchange(lease.line.clone(), req, start, timeout).await
+}
+
+impl Ending {
+    fn answered(&mut self, answer: &Result<NatsResponse, Error>) {
+        self.result = match answer {
+            Ok(_) => "ok",
+            Err(error) => error.kind().as_str(),
+        };
+    }
 }
 
 impl Drop for Ending {

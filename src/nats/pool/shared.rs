@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use async_nats::{ConnectOptions, ServerAddr};
@@ -13,14 +13,13 @@ use tokio::task::AbortHandle;
 
 use super::super::error::Error;
 use super::super::line::Line;
+use super::buckets::Buckets;
 use super::core::{Asked, Core, Limits, LineState};
+use super::lease::{Lease, Place, Seat};
+use super::tasks::{dial, watch};
 use crate::base::clock::{self, Instant};
 use crate::base::error::SharedError;
 use crate::base::metrics::Histogram;
-use crate::base::stats::Bounds;
-
-/// How often lines that lost their server are looked at while somebody waits for one.
-const LOOK: Duration = Duration::from_millis(25);
 
 pub(super) struct Options {
     pub(super) name: Arc<str>,
@@ -35,49 +34,23 @@ pub(super) struct Shared {
     pub(super) options: Options,
     state: Mutex<State>,
     /// Something came or went.
-    changed: Notify,
+    pub(super) changed: Notify,
 }
 
 pub(super) struct State {
     pub(super) core: Core,
-    lines: HashMap<u64, Arc<Line>>,
-    dials: HashMap<u64, AbortHandle>,
-    waiting: HashMap<u64, oneshot::Sender<Result<Lease, Error>>>,
+    pub(super) lines: HashMap<u64, Arc<Line>>,
+    pub(super) dials: HashMap<u64, AbortHandle>,
+    pub(super) waiting: HashMap<u64, oneshot::Sender<Result<Lease, Error>>>,
     /// Who asked whether the pool is ready while it was not.
-    seats: HashMap<u64, Waker>,
-    next_seat: u64,
+    pub(super) seats: HashMap<u64, Waker>,
+    pub(super) next_seat: u64,
     /// Whether a task looks at lines that are down.
-    watched: bool,
+    pub(super) watched: bool,
     pub(super) cause: Option<SharedError>,
     pub(super) results: HashMap<&'static str, u64>,
     seconds: Buckets,
     waits: Buckets,
-}
-
-struct Buckets {
-    bounds: Bounds,
-    counts: Vec<u64>,
-    sum: f64,
-}
-
-/// A place for one request on a line; given back when it is dropped.
-pub(super) struct Lease {
-    shared: Arc<Shared>,
-    id: u64,
-    pub(super) line: Arc<Line>,
-}
-
-/// A place in the queue; left when it is dropped.
-struct Place<'a> {
-    shared: &'a Arc<Shared>,
-    ticket: u64,
-    granted: oneshot::Receiver<Result<Lease, Error>>,
-}
-
-/// The place of one who waits until the pool is ready.
-pub(super) struct Seat {
-    shared: Arc<Shared>,
-    id: Option<u64>,
 }
 
 // ===== impl Shared =====
@@ -200,7 +173,12 @@ impl Shared {
         }
     }
 
-    fn fail(&self, state: &mut State, tickets: Vec<u64>, error: impl Fn(&State) -> Error) {
+    pub(super) fn fail(
+        &self,
+        state: &mut State,
+        tickets: Vec<u64>,
+        error: impl Fn(&State) -> Error,
+    ) {
         let _ = self;
         for ticket in tickets {
             if let Some(sender) = state.waiting.remove(&ticket) {
@@ -273,67 +251,7 @@ impl Shared {
     }
 
     pub(super) fn seat(self: &Arc<Self>) -> Seat {
-        Seat {
-            shared: self.clone(),
-            id: None,
-        }
-    }
-}
-
-async fn dial(shared: Weak<Shared>, id: u64) {
-    let (servers, options) = {
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        (
-            shared.options.servers.clone(),
-            shared.options.connect.clone(),
-        )
-    };
-    let dialled = match servers {
-        Ok(servers) => options.connect(servers).await.map_err(SharedError::new),
-        Err(why) => Err(SharedError::new(why)),
-    };
-    let Some(shared) = shared.upgrade() else {
-        return;
-    };
-    let mut state = shared.lock();
-    state.dials.remove(&id);
-    match dialled {
-        Ok(client) => {
-            // Whoever closed the pool meanwhile wants it no more.
-            if state.core.dialled(id) {
-                state.lines.insert(id, Line::new(client));
-            }
-        }
-        Err(cause) => {
-            state.cause = Some(cause);
-            let tickets = state.core.dial_failed(clock::now(), id);
-            shared.fail(&mut state, tickets, |state| state.unconnected(None));
-        }
-    }
-    drop(state);
-    shared.changed.notify_waiters();
-    shared.pump();
-}
-
-/// Looks at lines that lost their server, for as long as somebody waits for one.
-async fn watch(shared: Weak<Shared>) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        let mut state = shared.lock();
-        state.refresh();
-        state.watched = state.core.is_stranded() || !state.seats.is_empty();
-        let goes_on = state.watched;
-        drop(state);
-        shared.changed.notify_waiters();
-        shared.pump();
-        if !goes_on {
-            return;
-        }
+        Seat::new(self.clone())
     }
 }
 
@@ -355,7 +273,7 @@ impl State {
         }
     }
 
-    fn unconnected(&self, pause: Option<Duration>) -> Error {
+    pub(super) fn unconnected(&self, pause: Option<Duration>) -> Error {
         let cause = self.cause.clone();
         let cause = cause.unwrap_or_else(|| SharedError::new("it was not tried"));
         Error::connect(cause.into(), pause)
@@ -378,116 +296,5 @@ impl State {
                 self.waits.histogram(),
             ),
         ]
-    }
-}
-
-// ===== impl Buckets =====
-
-impl Buckets {
-    fn new() -> Self {
-        let bounds = Bounds::seconds([
-            0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
-            2.5, 5.0, 10.0,
-        ]);
-        Self {
-            counts: vec![0; 17],
-            bounds,
-            sum: 0.0,
-        }
-    }
-
-    fn add(&mut self, took: Duration) {
-        self.counts[self.bounds.of(took)] += 1;
-        self.sum += took.as_secs_f64();
-    }
-
-    fn histogram(&self) -> Histogram {
-        Histogram::new(&self.bounds, self.counts.clone(), self.sum)
-    }
-}
-
-// ===== impl Lease =====
-
-impl Lease {
-    /// # Panics
-    ///
-    /// Never: lines that are granted are there, since both are under one lock.
-    fn new(shared: &Arc<Shared>, id: u64, state: &State) -> Self {
-        let line = state
-            .lines
-            .get(&id)
-            .expect("a line that was granted is there");
-        Self {
-            shared: shared.clone(),
-            id,
-            line: line.clone(),
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.core.release(self.id);
-        let closing = state.core.is_closed();
-        let waited_for = state.core.waiting() > 0;
-        drop(state);
-        if closing {
-            self.shared.changed.notify_waiters();
-        } else if waited_for {
-            self.shared.pump();
-        }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.core.leave(self.ticket);
-        let sender = state.waiting.remove(&self.ticket);
-        drop(state);
-        drop(sender);
-    }
-}
-
-// ===== impl Seat =====
-
-impl Seat {
-    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let mut state = self.shared.lock();
-        state.refresh();
-        if let Some(id) = self.id {
-            state.seats.remove(&id);
-        }
-        if state.core.is_closed() {
-            return Poll::Ready(Err(Error::closed()));
-        }
-        if !state.core.is_down() {
-            return Poll::Ready(Ok(()));
-        }
-        let id = self.id.unwrap_or(state.next_seat);
-        state.next_seat = state.next_seat.max(id + 1);
-        self.id = Some(id);
-        state.seats.insert(id, cx.waker().clone());
-        drop(state);
-        // Sees to it that somebody looks.
-        self.shared.pump();
-        Poll::Pending
-    }
-}
-
-impl Clone for Seat {
-    /// Waits for nothing yet.
-    fn clone(&self) -> Self {
-        self.shared.seat()
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            let seat = self.shared.lock().seats.remove(&id);
-            drop(seat);
-        }
     }
 }

@@ -142,7 +142,7 @@ async fn its_task_ends_with_the_last_handle() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let before = tasks();
     let flow = Flow::new("test");
-    let lag = lag(context).attach(&flow).build();
+    let lag = lag(context.clone()).attach(&flow).build();
     let clone = lag.clone();
     assert_eq!(tasks(), before + 1);
     drop(lag);

@@ -13,7 +13,7 @@ use tower_flow::inspect::Value;
 use tower_flow::nats::{ErrorKind, NatsPool, NatsPoolBuilder, NatsPoolHandle, NatsRequest};
 use tower_flow::{Flow, Rejection};
 
-use super::server::{SOON, Server, eager, soon, until};
+use super::server::{SOON, Server, eager, listen, soon, until};
 use crate::support::{self, classic};
 
 fn pool(server: &Server) -> NatsPoolBuilder {
@@ -24,8 +24,7 @@ fn pool(server: &Server) -> NatsPoolBuilder {
 
 /// Answers on `work` when it is told to; until then says what came.
 async fn worker(client: Client) -> (mpsc::UnboundedReceiver<()>, mpsc::UnboundedSender<()>) {
-    let mut asked = client.subscribe("work").await.unwrap();
-    client.flush().await.unwrap();
+    let mut asked = listen(&client, "work").await;
     let (came, comes) = mpsc::unbounded_channel();
     let (go, mut goes) = mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -43,8 +42,7 @@ async fn worker(client: Client) -> (mpsc::UnboundedReceiver<()>, mpsc::Unbounded
 
 /// Answers on `echo`, for as long as the server is there.
 async fn echo(client: Client) {
-    let mut asked = client.subscribe("echo").await.unwrap();
-    client.flush().await.unwrap();
+    let mut asked = listen(&client, "echo").await;
     tokio::spawn(async move {
         while let Some(message) = asked.next().await {
             let _ = client
@@ -69,10 +67,15 @@ async fn it_connects_when_asked_and_again_when_each_carries_enough() {
     let pool = pool(&server).max_connections(3).scale_at(1).build();
     let handle = pool.handle();
     assert_eq!(handle.stats().size, 0, "nobody asked");
-    let requests: Vec<_> = (0..9)
-        .map(|_| tokio::spawn(pool.clone().oneshot(NatsRequest::new("work"))))
-        .collect();
+    let ask = |count| {
+        let pool = pool.clone();
+        (0..count).map(move |_| tokio::spawn(pool.clone().oneshot(NatsRequest::new("work"))))
+    };
+    let mut requests: Vec<_> = ask(3).collect();
     soon(comes.recv()).await.unwrap();
+    until(|| handle.stats().up == 2).await;
+    assert_eq!(handle.stats().size, 2, "the second carries nothing yet");
+    requests.extend(ask(6));
     until(|| handle.stats().up == 3).await;
     let now = handle.stats();
     assert_eq!((now.size, now.created, now.in_flight), (3, 3, 9));
@@ -143,7 +146,7 @@ async fn a_future_dropped_at_any_point_gives_everything_back() {
     let Some(server) = Server::start("") else {
         return;
     };
-    let _silent = server.client().await.subscribe("silent").await.unwrap();
+    let _silent = listen(&server.client().await, "silent").await;
     let pool = pool(&server).max_connections(1).max_in_flight(2).build();
     let handle = pool.handle();
     // While there is no connection yet, while there is room, and while there is none.
@@ -367,7 +370,11 @@ async fn what_it_shows_is_bounded_and_takes_its_knobs() {
     let Some(Value::List(connections)) = snapshot.get("connections") else {
         panic!("{snapshot}");
     };
-    assert_eq!(connections[0].get("requests"), Some(&Value::Whole(100)));
+    assert_eq!(
+        connections[0].get("requests"),
+        Some(&Value::Whole(100)),
+        "{snapshot}"
+    );
     shown.turn("max_connections", &Value::Whole(7)).unwrap();
     assert!(shown.turn("max_connections", &Value::Whole(0)).is_err());
     assert!(shown.turn("max_in_flight", &Value::Flag(true)).is_err());

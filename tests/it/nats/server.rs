@@ -8,7 +8,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, consumer, stream};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, Subscriber};
+use futures_util::StreamExt;
 
 use crate::support::{found, scratch};
 
@@ -96,10 +97,15 @@ impl Server {
     /// Stops it from doing anything, or lets it go on.
     #[cfg(target_os = "linux")]
     pub fn freeze(&self, freeze: bool) {
-        use rustix::process::{Pid, Signal, kill_process};
+        use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
         let id = self.child.as_ref().expect("it is up").id();
+        let id = Pid::from_raw(id as i32).unwrap();
         let signal = if freeze { Signal::STOP } else { Signal::CONT };
-        kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
+        kill_process(id, signal).unwrap();
+        if freeze {
+            // Until the last of its threads has stopped.
+            waitpid(Some(id), WaitOptions::UNTRACED).unwrap();
+        }
     }
 
     /// A client that looks for its server every 20 ms when it lost it.
@@ -146,6 +152,16 @@ pub async fn workers(stream: &stream::Stream, max_ack_pending: i64) -> consumer:
     };
     let created = stream.get_or_create_consumer("workers", config);
     soon(created).await.unwrap()
+}
+
+/// Listens on `subject`, from now on: a flush does not tell what the server has read.
+pub async fn listen(client: &Client, subject: &str) -> Subscriber {
+    let subscriber = client.subscribe(subject.to_owned()).await.unwrap();
+    let inbox = client.new_inbox();
+    let mut own = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish(inbox, "".into()).await.unwrap();
+    soon(own.next()).await.unwrap();
+    subscriber
 }
 
 /// Whatever it is, it does not hang.
