@@ -193,7 +193,9 @@ impl Core {
         let crowded = least.is_some_and(|least| least >= self.limits.scale_at);
         // A line that is down looks for a server already, and would find whatever another finds.
         let lacking = up == 0 && dialling == 0 && self.lines.is_empty() && !self.queue.is_empty();
-        let beyond = self.queue.len() > dialling.saturating_mul(self.limits.in_flight) && up > 0;
+        // A line with room is about to be granted.
+        let full = least.is_some_and(|least| least >= self.limits.in_flight);
+        let beyond = full && self.queue.len() > dialling.saturating_mul(self.limits.in_flight);
         let wanted =
             lacking || (dialling == 0 && (crowded || beyond)) || self.lines.len() < self.warm;
         if !wanted {

@@ -253,6 +253,7 @@ fn another_is_made_when_all_carry_enough_and_only_then() {
     let first = core.dial(now).unwrap();
     assert_eq!(core.dial(now), None, "one dial for one request");
     core.dialled(first);
+    assert_eq!(core.dial(now), None, "it has room for the one who waits");
     assert_eq!(core.grant().map(|(_, id)| id), Some(first));
     assert_eq!((core.grant(), core.dial(now)), (None, None));
     assert_eq!(core.ask(now), Asked::Granted(first));
