@@ -3,6 +3,8 @@
 //! What NATS request/reply costs: the same write of a chat event into a store in this process, called directly and by
 //! way of a NATS server, `profile` round both. Prints its method, the figures and a verdict as Markdown.
 
+#![allow(missing_docs, missing_debug_implementations, unreachable_pub)]
+
 use clap::{Arg, Command, value_parser};
 
 #[cfg(target_os = "linux")]

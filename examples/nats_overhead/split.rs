@@ -7,7 +7,7 @@ pub const PARTS: [&str; 6] = [
     "NATS service and profile (tower-flow)",
     "network",
     "runtime",
-    "other (workload, store, allocator outside of the above)",
+    "other (workload, store, and what has no known owner)",
 ];
 
 /// What a function's name says of whose it is.

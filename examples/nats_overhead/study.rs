@@ -215,7 +215,6 @@ pub async fn run(settings: Settings) -> Result<Study, BoxError> {
     let [direct, nats] = found;
     Ok(Study {
         settings,
-        url,
         version,
         own: server.is_some(),
         rounds,
