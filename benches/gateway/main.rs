@@ -21,6 +21,7 @@ mod passed;
 #[cfg(target_os = "linux")]
 #[path = "../../tests/it/support/programs.rs"]
 #[allow(dead_code)]
+#[allow(clippy::unwrap_used)]
 mod programs;
 
 #[cfg(target_os = "linux")]
