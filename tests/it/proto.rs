@@ -19,6 +19,11 @@ fn checked_in_code_is_what_the_generator_makes() {
             "tower_flow.example.v1.rs",
         ),
         (
+            "examples/ingest/proto/ingest.proto",
+            "examples/ingest/proto",
+            "tower_flow.ingest.v1.rs",
+        ),
+        (
             "tests/interop/interop.proto",
             "tests/interop/gen",
             "grpc.testing.rs",
