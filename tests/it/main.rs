@@ -13,6 +13,8 @@ mod connection;
 mod contract;
 mod grpc;
 mod http;
+#[cfg(target_os = "linux")] // Whose signals it uses.
+mod ingest;
 mod interop;
 mod limit;
 mod nats;
