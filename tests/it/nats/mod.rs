@@ -4,4 +4,4 @@ mod lag;
 mod pool;
 mod publish;
 mod requests;
-mod server;
+pub mod server;
