@@ -23,8 +23,8 @@
 //! - With a file: what a worker was at when the process died, between the end of the processing and the note of that: one
 //!   item for each worker at most. Without power also what was noted since the last sync.
 //! - With NATS: the same, when a process dies or cannot reach the server; what takes longer than a fourth of `--ack-wait`;
-//!   and after the server was killed, what it had not noted in its own files as done. A process knows the last items that it
-//!   processed itself, and does not process them again.
+//!   and after the server was killed, once more what it had not noted in its own files as done, which it does now and then.
+//!   A process knows the last deliveries that it processed itself, and does not process them again; another does.
 //!
 //! An item that is sent twice with the same id is stored once: the memory store knows the last `--window` ids, also those of
 //! the file; a stream those of the last two minutes, and after the server was killed those of them that are still in it.

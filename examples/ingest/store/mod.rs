@@ -78,7 +78,7 @@ pub(crate) struct Delivery {
 #[derive(Debug)]
 enum Receipt {
     Memory(u64),
-    Nats(nats::Receipt),
+    Nats(Box<nats::Receipt>),
 }
 
 // ===== impl Store =====

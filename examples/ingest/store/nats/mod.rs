@@ -198,7 +198,7 @@ impl Nats {
                 continue;
             };
             let key = (info.stream_sequence, info.published.unix_timestamp_nanos());
-            let receipt = Receipt { key, message };
+            let receipt = Box::new(Receipt { key, message });
             if self.processed().contains(&key) {
                 self.acknowledge(&receipt).await;
                 continue;
@@ -213,7 +213,7 @@ impl Nats {
         }
     }
 
-    pub(super) async fn done(&self, receipt: Receipt) {
+    pub(super) async fn done(&self, receipt: Box<Receipt>) {
         self.processed().insert(receipt.key);
         self.acknowledge(&receipt).await;
     }
