@@ -11,6 +11,8 @@ mod coalesce;
 mod connect;
 mod connection;
 mod contract;
+#[cfg(target_os = "linux")] // Whose signals and /proc it uses.
+mod gateway;
 mod grpc;
 mod http;
 #[cfg(target_os = "linux")] // Whose signals it uses.

@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 pub mod browser;
 pub mod certs;
+pub mod programs;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
