@@ -23,17 +23,17 @@ fn flags_that_make_no_sense_end_it_with_2_and_a_sentence() {
         (with(&["--admin", "x"]), "--admin"),
         (with(&["--timeout", "5 parsecs"]), "--timeout"),
         (with(&["--timeout", "5"]), "--timeout"),
-        (with(&["--timeout", "-1s"]), "--timeout"),
+        (with(&["--timeout=-1s"]), "--timeout"),
         (with(&["--timeout", "0s"]), "--timeout"),
         (with(&["--timeout", "infs"]), "--timeout"),
         (with(&["--grace", ""]), "--grace"),
         (with(&["--acquire-timeout", "ms"]), "--acquire-timeout"),
         (with(&["--max-connections", "0"]), "--max-connections"),
         (with(&["--max-connections", "many"]), "--max-connections"),
-        (with(&["--max-connections-per-host", "-1"]), "--max-connections-per-host"),
+        (with(&["--max-connections-per-host=-1"]), "--max-connections-per-host"),
         (with(&["--shed", "--limit", "0"]), "--limit"),
         (with(&["--shed", "--limit", "all"]), "--limit"),
-        (with(&["--shed", "--queue", "-1"]), "--queue"),
+        (with(&["--shed", "--queue=-1"]), "--queue"),
         (with(&["--shed", "--priority-header", "not a name"]), "--priority-header"),
         (with(&["--limit", "5"]), "--shed"),
         (with(&["--tls-cert", "x.pem"]), "--tls-key"),
@@ -52,13 +52,12 @@ fn flags_that_make_no_sense_end_it_with_2_and_a_sentence() {
 
 #[test]
 fn files_and_addresses_that_cannot_be_had_end_it_with_a_sentence() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().unwrap().to_string();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
     let dir = scratch("gateway-flags");
     let nonsense = dir.join("nonsense.pem");
     std::fs::write(&nonsense, "nonsense").unwrap();
     let nonsense = nonsense.to_str().unwrap();
-    let _listener = std::net::TcpListener::bind(&taken).unwrap();
     for (args, told) in [
         (vec!["--listen", &*taken], &*taken),
         (vec!["--listen", "127.0.0.1:0", "--admin", &taken], &taken),
@@ -127,7 +126,7 @@ fn metrics_of_all_layers_are_in_order() {
     }
     let metrics = page(&gateway, "/metrics");
     for layer in ["shed", "coalesce", "throttle", "pool"] {
-        assert!(metrics.contains(&format!("\n{layer}_")), "{layer}: {metrics}");
+        assert!(metrics.contains(&format!("\ntower_flow_{layer}_")), "{layer}: {metrics}");
     }
     assert!(serde_json::from_str::<serde_json::Value>(&page(&gateway, "/snapshot.json")).is_ok());
     if !found("promtool") {

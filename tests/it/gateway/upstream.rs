@@ -1,5 +1,6 @@
 //! Upstreams that do as a test tells them, and keep what they were told.
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,7 @@ pub struct Upstream {
 #[derive(Default)]
 struct Shared {
     requests: Mutex<Vec<Request>>,
-    streams: Mutex<Vec<TcpStream>>,
+    streams: Mutex<HashMap<usize, TcpStream>>,
     gone: AtomicBool,
     connections: AtomicUsize,
     open: AtomicUsize,
@@ -35,6 +36,8 @@ pub struct Peer {
     pub conn: Conn,
     /// Which connection of the upstream this is, counted from 0.
     pub number: usize,
+    /// Whether the connection ends with a reset.
+    pub reset: bool,
     shared: Arc<Shared>,
 }
 
@@ -54,20 +57,26 @@ impl Upstream {
                     return;
                 }
                 let stream = stream.unwrap();
-                book.streams.lock().unwrap().push(stream.try_clone().unwrap());
                 let number = book.connections.fetch_add(1, Ordering::SeqCst);
+                book.streams.lock().unwrap().insert(number, stream.try_clone().unwrap());
                 let open = book.open.fetch_add(1, Ordering::SeqCst) + 1;
                 book.peak.fetch_max(open, Ordering::SeqCst);
                 let mut peer = Peer {
                     conn: Conn::of(stream),
                     number,
+                    reset: false,
                     shared: book.clone(),
                 };
                 let script = script.clone();
                 std::thread::spawn(move || {
                     script(&mut peer);
-                    let _ = peer.conn.stream.shutdown(std::net::Shutdown::Both);
-                    peer.shared.open.fetch_sub(1, Ordering::SeqCst);
+                    // The other handle first, or the socket would outlive this one.
+                    peer.shared.streams.lock().unwrap().remove(&peer.number);
+                    let Peer { conn, reset, shared, .. } = peer;
+                    if reset {
+                        conn.reset();
+                    }
+                    shared.open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
@@ -129,7 +138,7 @@ impl Drop for Upstream {
         self.shared.gone.store(true, Ordering::SeqCst);
         // Wakes the accept.
         let _ = TcpStream::connect(self.addr);
-        for stream in self.shared.streams.lock().unwrap().drain(..) {
+        for (_, stream) in self.shared.streams.lock().unwrap().drain() {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }

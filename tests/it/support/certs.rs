@@ -54,6 +54,11 @@ impl Ca {
         roots
     }
 
+    /// Its certificate.
+    pub fn der(&self) -> &[u8] {
+        &self.cert
+    }
+
     /// Certifies `names`, which may be addresses.
     pub fn certify<const N: usize>(&self, names: [&str; N]) -> Identity {
         self.certified(CertificateParams::new(names.map(str::to_owned)).unwrap())
