@@ -98,7 +98,10 @@ where
         while let Ok((stream, _)) = listener.accept().await {
             let serve = serve.clone();
             tokio::spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                // The budget of small frames nobody has read yet is half of the window; others leave theirs at a mebibyte.
+                let mut builder = h2::server::Builder::new();
+                let handshake = builder.initial_connection_window_size(1 << 20).handshake(stream);
+                let Ok(mut connection) = handshake.await else { return };
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     tokio::spawn(serve(request, respond));
                 }
