@@ -33,7 +33,11 @@ fn with_nothing_to_do_it_ends_at_once() {
     gateway.program.terminate();
     let status = gateway.program.wait(LONG);
     assert_eq!(status.code(), Some(0), "{}", gateway.program.stderr());
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
     assert!(used.closed());
     assert!(TcpStream::connect(gateway.addr).is_err());
 }
@@ -50,8 +54,16 @@ fn a_request_that_is_under_way_is_answered() {
     gateway.program.terminate();
     for (n, client) in clients.iter_mut().enumerate() {
         let (head, body) = client.response();
-        assert_eq!((head.status(), body.data), (200, format!("/{n}").into_bytes()));
-        assert!(head.list("connection").iter().any(|option| option == "close"), "told not to come back: {head:?}");
+        assert_eq!(
+            (head.status(), body.data),
+            (200, format!("/{n}").into_bytes())
+        );
+        assert!(
+            head.list("connection")
+                .iter()
+                .any(|option| option == "close"),
+            "told not to come back: {head:?}"
+        );
         assert!(client.closed());
     }
     assert_eq!(gateway.program.wait(LONG).code(), Some(0));
@@ -73,7 +85,11 @@ fn a_request_half_of_which_has_come_is_served() {
     let (head, body) = head_only.response();
     assert_eq!((head.status(), &*body.data), (200, &b"helloworld"[..]));
     half.send("st: a\r\n\r\n");
-    assert_eq!(half.response().0.status(), 200, "its first bytes had been accepted");
+    assert_eq!(
+        half.response().0.status(),
+        200,
+        "its first bytes had been accepted"
+    );
     assert_eq!(gateway.program.wait(LONG).code(), Some(0));
 }
 
@@ -81,7 +97,8 @@ fn a_request_half_of_which_has_come_is_served() {
 fn an_answer_that_flows_is_not_cut() {
     let upstream = Upstream::scripted(|peer| {
         if peer.request().is_some() {
-            peer.conn.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
+            peer.conn
+                .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
             for _ in 0..10 {
                 peer.conn.send("4\r\ntick\r\n");
                 std::thread::sleep(Duration::from_millis(80));
@@ -102,7 +119,9 @@ fn an_answer_that_flows_is_not_cut() {
 fn an_upgraded_connection_has_the_grace_and_no_more() {
     let upstream = Upstream::scripted(|peer| {
         if peer.head().is_some() {
-            peer.conn.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");
+            peer.conn.send(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+            );
             while let Ok(byte) = peer.conn.exactly(1) {
                 peer.conn.send(byte);
             }
@@ -118,7 +137,11 @@ fn an_upgraded_connection_has_the_grace_and_no_more() {
     client.send("still");
     assert_eq!(client.exactly(5).unwrap(), b"still");
     gateway.program.wait(LONG);
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -132,7 +155,10 @@ fn grace_is_the_longest_it_takes() {
     gateway.program.terminate();
     gateway.program.wait(LONG);
     let took = start.elapsed();
-    assert!((Duration::from_millis(350)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_millis(350)..Duration::from_secs(3)).contains(&took),
+        "{took:?}"
+    );
     // Cut or answered with an error, but never with success.
     if let Ok(head) = client.try_head() {
         assert!(head.status() >= 500, "{head:?}");
@@ -171,12 +197,16 @@ fn busy_clients_lose_no_request_to_the_end() {
                     let mut used = 0;
                     while !close {
                         let whole = client.try_send(get("/")).and_then(|()| client.try_head());
-                        let whole = whole.and_then(|head| client.body(&head).map(|body| (head, body)));
+                        let whole =
+                            whole.and_then(|head| client.body(&head).map(|body| (head, body)));
                         match whole {
                             Ok((head, body)) if head.status() == 200 && body.data == b"fine" => {
                                 answered.fetch_add(1, Ordering::Relaxed);
                                 used += 1;
-                                close = head.list("connection").iter().any(|option| option == "close");
+                                close = head
+                                    .list("connection")
+                                    .iter()
+                                    .any(|option| option == "close");
                             }
                             Ok((head, _)) => {
                                 told.send(format!("{} after {used}", head.first)).unwrap();
@@ -194,11 +224,18 @@ fn busy_clients_lose_no_request_to_the_end() {
             });
         }
         drop(told);
-        eventually("there is traffic", || answered.load(Ordering::Relaxed) > 1000);
+        eventually("there is traffic", || {
+            answered.load(Ordering::Relaxed) > 1000
+        });
         gateway.program.terminate();
     });
     let failures: Vec<_> = failures.iter().collect();
-    assert!(failures.is_empty(), "{} of {answered:?} failed: {:?}", failures.len(), &failures[..failures.len().min(5)]);
+    assert!(
+        failures.is_empty(),
+        "{} of {answered:?} failed: {:?}",
+        failures.len(),
+        &failures[..failures.len().min(5)]
+    );
     assert_eq!(gateway.program.wait(LONG).code(), Some(0));
 }
 
@@ -242,7 +279,11 @@ fn requests_sent_at_once_are_all_answered() {
     for path in ["/1", "/2", "/3"] {
         let (head, body) = client.response();
         assert_eq!((head.status(), body.data), (200, path.as_bytes().to_vec()));
-        if head.list("connection").iter().any(|option| option == "close") {
+        if head
+            .list("connection")
+            .iter()
+            .any(|option| option == "close")
+        {
             break;
         }
     }

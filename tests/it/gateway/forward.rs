@@ -34,7 +34,9 @@ fn bodies_of_known_length_are_the_same_at_the_other_end() {
     let mut client = gateway.client();
     for length in [0, 1, 16_383, 16_384, 3_000_000] {
         let body = noise(length);
-        client.send(format!("POST /{length} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"));
+        client.send(format!(
+            "POST /{length} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+        ));
         let mut writer = Conn::of(client.stream.try_clone().unwrap());
         let sent = body.clone();
         let writing = std::thread::spawn(move || writer.send(sent));
@@ -67,7 +69,10 @@ fn bodies_in_chunks_are_the_same_at_the_other_end() {
         assert!(echoed.data == body, "{length} bytes");
         let seen = upstream.requests().pop().unwrap();
         // Either framing is right, as long as there is one.
-        assert!(seen.head.get("transfer-encoding").is_some() != seen.head.get("content-length").is_some());
+        assert!(
+            seen.head.get("transfer-encoding").is_some()
+                != seen.head.get("content-length").is_some()
+        );
     }
 }
 
@@ -81,8 +86,15 @@ fn requests_without_bodies_are_given_none() {
         let head = client.bodiless();
         let seen = upstream.requests().pop().unwrap();
         assert_eq!((head.status(), seen.head.method()), (200, method));
-        assert_eq!(seen.head.get("transfer-encoding"), None, "{method}: {seen:?}");
-        assert!(matches!(seen.head.get("content-length"), None | Some("0")), "{method}: {seen:?}");
+        assert_eq!(
+            seen.head.get("transfer-encoding"),
+            None,
+            "{method}: {seen:?}"
+        );
+        assert!(
+            matches!(seen.head.get("content-length"), None | Some("0")),
+            "{method}: {seen:?}"
+        );
     }
 }
 
@@ -98,7 +110,9 @@ fn a_get_with_a_body_keeps_it() {
 fn responses_that_have_no_body_end_at_their_head() {
     let upstream = Upstream::answering(|request| match request.head.target() {
         "/204" => b"HTTP/1.1 204 No Content\r\nx-a: 1\r\n\r\n".to_vec(),
-        "/304" => b"HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\ncontent-length: 1234\r\n\r\n".to_vec(),
+        "/304" => {
+            b"HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\ncontent-length: 1234\r\n\r\n".to_vec()
+        }
         _ => b"HTTP/1.1 200 OK\r\ncontent-length: 98765\r\netag: \"y\"\r\n\r\n".to_vec(),
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
@@ -106,15 +120,24 @@ fn responses_that_have_no_body_end_at_their_head() {
     client.send(get("/204"));
     let head = client.bodiless();
     assert_eq!(head.status(), 204);
-    assert_eq!((head.get("content-length"), head.get("transfer-encoding")), (None, None));
+    assert_eq!(
+        (head.get("content-length"), head.get("transfer-encoding")),
+        (None, None)
+    );
     client.send(get("/304"));
     let head = client.bodiless();
     assert_eq!((head.status(), head.get("etag")), (304, Some("\"x\"")));
     assert_eq!(head.get("transfer-encoding"), None);
     client.send("HEAD /head HTTP/1.1\r\nhost: a\r\n\r\n");
     let head = client.bodiless();
-    assert_eq!((head.status(), head.get("content-length")), (200, Some("98765")));
-    assert_eq!((head.get("transfer-encoding"), head.get("etag")), (None, Some("\"y\"")));
+    assert_eq!(
+        (head.status(), head.get("content-length")),
+        (200, Some("98765"))
+    );
+    assert_eq!(
+        (head.get("transfer-encoding"), head.get("etag")),
+        (None, Some("\"y\""))
+    );
     // And the connection is in step.
     client.send(get("/204"));
     assert_eq!(client.bodiless().status(), 204);
@@ -146,11 +169,18 @@ fn an_old_client_gets_a_body_it_can_read() {
     client.send("GET / HTTP/1.0\r\n\r\n");
     let (head, body) = client.response();
     assert_eq!(head.status(), 200);
-    assert_eq!(head.get("transfer-encoding"), None, "HTTP/1.0 knows no chunks");
+    assert_eq!(
+        head.get("transfer-encoding"),
+        None,
+        "HTTP/1.0 knows no chunks"
+    );
     assert_eq!(body.data, b"hello, old world");
     assert!(client.closed(), "its end is the end of the connection");
     let seen = upstream.request();
-    assert!(seen.head.first.ends_with("HTTP/1.1"), "an intermediary speaks its own version: {seen:?}");
+    assert!(
+        seen.head.first.ends_with("HTTP/1.1"),
+        "an intermediary speaks its own version: {seen:?}"
+    );
 }
 
 #[test]
@@ -159,20 +189,28 @@ fn an_old_client_that_asks_for_it_keeps_its_connection() {
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
     for _ in 0..2 {
-        client.send("POST / HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nhi");
+        client.send(
+            "POST / HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nhi",
+        );
         let (head, body) = client.response();
         assert_eq!((head.status(), &*body.data), (200, &b"hi"[..]));
-        assert!(head.list("connection").iter().any(|option| option.eq_ignore_ascii_case("keep-alive")));
+        assert!(
+            head.list("connection")
+                .iter()
+                .any(|option| option.eq_ignore_ascii_case("keep-alive"))
+        );
     }
 }
 
 #[test]
 fn a_body_that_ends_with_the_connection_arrives_whole() {
-    let upstream = Upstream::answering(|_| b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nto the end".to_vec());
+    let upstream =
+        Upstream::answering(|_| b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nto the end".to_vec());
     let gateway = Gateway::start(&upstream.url(), &[]);
     let (head, body) = gateway.ask(get("/"));
     assert_eq!((head.status(), &*body.data), (200, &b"to the end"[..]));
-    let upstream = Upstream::answering(|_| b"HTTP/1.0 200 OK\r\nx: Connection: close\r\n\r\nold end".to_vec());
+    let upstream =
+        Upstream::answering(|_| b"HTTP/1.0 200 OK\r\nx: Connection: close\r\n\r\nold end".to_vec());
     let gateway = Gateway::start(&upstream.url(), &[]);
     let (_, body) = gateway.ask(get("/"));
     assert_eq!(body.data, b"old end");
@@ -205,7 +243,11 @@ fn statuses_reasons_and_fields_come_back_as_they_are() {
     assert_eq!(head.get("x-empty"), Some(""));
     assert_eq!(head.get("server"), Some("theirs"));
     assert_eq!(body.data, b"short and stout");
-    assert_eq!(upstream.request().head.target(), "/a%2Fb//c/../d?q=%20&r=;?", "to the letter");
+    assert_eq!(
+        upstream.request().head.target(),
+        "/a%2Fb//c/../d?q=%20&r=;?",
+        "to the letter"
+    );
 }
 
 #[test]
@@ -215,7 +257,11 @@ fn a_client_that_says_close_is_closed() {
     let mut client = gateway.client();
     client.send("GET /1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
     let (head, _) = client.response();
-    assert!(head.list("connection").iter().any(|option| option == "close"));
+    assert!(
+        head.list("connection")
+            .iter()
+            .any(|option| option == "close")
+    );
     assert!(client.closed());
     // That was about the client's connection only.
     gateway.ask(post("/2", "x"));

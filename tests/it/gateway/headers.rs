@@ -30,12 +30,24 @@ fn hop_by_hop_fields_of_a_request_stay_here() {
         "GET / HTTP/1.1\r\nhost: a\r\nconnection: keep-alive, X-Secret\r\nConnection: x-other,,\r\nx-secret: 1\r\nx-other: 2\r\n\
          keep-alive: timeout=5\r\nproxy-connection: keep-alive\r\nte: gzip\r\nupgrade: nothing\r\nx-kept: 3\r\n",
     );
-    for name in ["x-secret", "x-other", "keep-alive", "proxy-connection", "te", "upgrade"] {
+    for name in [
+        "x-secret",
+        "x-other",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "upgrade",
+    ] {
         assert!(seen.all(name).is_empty(), "{name}: {seen:?}");
     }
     assert_eq!(seen.get("x-kept"), Some("3"));
     let options = seen.list("connection");
-    assert!(options.iter().all(|option| option.eq_ignore_ascii_case("keep-alive")), "{seen:?}");
+    assert!(
+        options
+            .iter()
+            .all(|option| option.eq_ignore_ascii_case("keep-alive")),
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -51,26 +63,44 @@ fn hop_by_hop_fields_of_a_response_stay_here() {
         assert!(head.all(name).is_empty(), "{name}: {head:?}");
     }
     assert_eq!(head.get("x-kept"), Some("3"));
-    assert!(!head.list("connection").iter().any(|option| option == "x-secret"));
+    assert!(
+        !head
+            .list("connection")
+            .iter()
+            .any(|option| option == "x-secret")
+    );
 }
 
 #[test]
 fn te_is_passed_on_for_trailers_only() {
-    let seen = forwarded("GET / HTTP/1.1\r\nhost: a\r\nconnection: te\r\nte: gzip;q=0.5, trailers\r\n");
+    let seen =
+        forwarded("GET / HTTP/1.1\r\nhost: a\r\nconnection: te\r\nte: gzip;q=0.5, trailers\r\n");
     let te = seen.list("te");
     assert!(te.is_empty() || te == ["trailers"], "{seen:?}");
     // It is hop-by-hop where it goes, too.
     if !te.is_empty() {
-        assert!(seen.list("connection").iter().any(|option| option.eq_ignore_ascii_case("te")), "{seen:?}");
+        assert!(
+            seen.list("connection")
+                .iter()
+                .any(|option| option.eq_ignore_ascii_case("te")),
+            "{seen:?}"
+        );
     }
 }
 
 #[test]
 fn connection_cannot_take_away_what_a_request_needs() {
     // Naming fields that are no options must neither break the request nor hide where it came from.
-    let seen = forwarded("GET / HTTP/1.1\r\nhost: a\r\nconnection: host, x-forwarded-for, via, x-forwarded-proto\r\n");
+    let seen = forwarded(
+        "GET / HTTP/1.1\r\nhost: a\r\nconnection: host, x-forwarded-for, via, x-forwarded-proto\r\n",
+    );
     assert!(seen.get("host").is_some());
-    assert!(seen.list("x-forwarded-for").iter().any(|by| by == "127.0.0.1"), "{seen:?}");
+    assert!(
+        seen.list("x-forwarded-for")
+            .iter()
+            .any(|by| by == "127.0.0.1"),
+        "{seen:?}"
+    );
     assert!(!seen.list("via").is_empty());
 }
 
@@ -80,10 +110,16 @@ fn via_is_added_both_ways() {
     let via = seen.list("via");
     assert_eq!(via.len(), 2, "{seen:?}");
     assert_eq!(via[0], "1.0 fred");
-    assert!(via[1].starts_with("1.1 "), "the version it came by: {via:?}");
+    assert!(
+        via[1].starts_with("1.1 "),
+        "the version it came by: {via:?}"
+    );
 
     let seen = forwarded("GET / HTTP/1.0\r\nhost: a\r\n");
-    assert!(seen.list("via")[0].starts_with("1.0 "), "the version it came by: {seen:?}");
+    assert!(
+        seen.list("via")[0].starts_with("1.0 "),
+        "the version it came by: {seen:?}"
+    );
 
     let upstream = Upstream::answering(|_| response("200 OK", "via: 1.1 origin\r\n", b""));
     let gateway = Gateway::start(&upstream.url(), &[]);
@@ -100,7 +136,10 @@ fn where_a_request_came_from_is_told() {
     assert_eq!(seen.get("x-forwarded-proto"), Some("http"));
     assert_eq!(seen.get("x-forwarded-host"), Some("shop.example:8443"));
     let told = seen.get("forwarded").unwrap().to_ascii_lowercase();
-    assert!(told.contains("for=127.0.0.1") || told.contains("for=\"127.0.0.1\""), "{told}");
+    assert!(
+        told.contains("for=127.0.0.1") || told.contains("for=\"127.0.0.1\""),
+        "{told}"
+    );
     assert!(told.contains("proto=http"), "{told}");
     // A port needs quotes there.
     assert!(told.contains("host=\"shop.example:8443\""), "{told}");
@@ -113,7 +152,11 @@ fn what_a_client_claims_of_its_origin_is_not_taken_for_what_was_seen() {
          x-forwarded-proto: https\r\nx-forwarded-host: bank.example\r\nforwarded: for=10.0.0.1;host=bank.example\r\n",
     );
     let path = seen.list("x-forwarded-for");
-    assert_eq!(path.last().unwrap(), "127.0.0.1", "the last is what was seen: {path:?}");
+    assert_eq!(
+        path.last().unwrap(),
+        "127.0.0.1",
+        "the last is what was seen: {path:?}"
+    );
     assert_eq!(path, ["10.0.0.1", "10.0.0.2", "127.0.0.1"], "appended");
     assert_eq!(seen.get("x-forwarded-proto"), Some("http"), "set");
     assert_eq!(seen.get("x-forwarded-host"), Some("shop.example"), "set");
@@ -128,7 +171,11 @@ fn host_is_one_and_is_told() {
     let gateway = Gateway::start(&upstream.url(), &[]);
     gateway.ask("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n");
     let seen = upstream.request().head;
-    assert_eq!(seen.get("host"), Some(&*upstream.addr.to_string()), "that of the upstream");
+    assert_eq!(
+        seen.get("host"),
+        Some(&*upstream.addr.to_string()),
+        "that of the upstream"
+    );
     assert_eq!(seen.get("x-forwarded-host"), Some("shop.example"));
 }
 
@@ -136,7 +183,11 @@ fn host_is_one_and_is_told() {
 fn a_whole_uri_wins_over_host() {
     let seen = forwarded("GET http://shop.example/a?b HTTP/1.1\r\nhost: other.example\r\n");
     assert_eq!(seen.target(), "/a?b");
-    assert_eq!(seen.get("x-forwarded-host"), Some("shop.example"), "RFC 9112 3.2.2");
+    assert_eq!(
+        seen.get("x-forwarded-host"),
+        Some("shop.example"),
+        "RFC 9112 3.2.2"
+    );
     assert_ne!(seen.get("host"), Some("other.example"));
     let seen = forwarded("GET http://shop.example HTTP/1.1\r\nhost: shop.example\r\n");
     assert_eq!(seen.target(), "/");
@@ -205,7 +256,10 @@ fn versions_that_are_not_spoken_are_refused() {
 
 #[test]
 fn methods_nobody_knows_pass() {
-    assert_eq!(forwarded("BREW /pot HTTP/1.1\r\nhost: a\r\n").method(), "BREW");
+    assert_eq!(
+        forwarded("BREW /pot HTTP/1.1\r\nhost: a\r\n").method(),
+        "BREW"
+    );
 }
 
 #[test]
@@ -216,5 +270,8 @@ fn a_fragment_is_not_passed_on() {
     client.send(get("/a#b"));
     let head = client.bodiless();
     let requests = upstream.requests();
-    assert!(head.status() == 400 || requests[0].head.target() == "/a", "{requests:?}");
+    assert!(
+        head.status() == 400 || requests[0].head.target() == "/a",
+        "{requests:?}"
+    );
 }

@@ -9,7 +9,8 @@ use super::raw::Conn;
 use super::upstream::{Request, Upstream, ok};
 use super::{Gateway, get};
 
-const EXPECT: &str = "POST /e HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+const EXPECT: &str =
+    "POST /e HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const QUIET: Duration = Duration::from_millis(250);
 
@@ -19,13 +20,21 @@ fn continue_is_said_by_the_upstream_and_not_before() {
     let wait = Mutex::new(wait);
     let upstream = Upstream::scripted(move |peer| {
         let Some(head) = peer.head() else { return };
-        assert!(head.get("expect").unwrap().eq_ignore_ascii_case("100-continue"));
-        assert!(peer.conn.silent(QUIET), "the body before anybody asked for it");
+        assert!(
+            head.get("expect")
+                .unwrap()
+                .eq_ignore_ascii_case("100-continue")
+        );
+        assert!(
+            peer.conn.silent(QUIET),
+            "the body before anybody asked for it"
+        );
         wait.lock().unwrap().recv().unwrap();
         peer.conn.send(CONTINUE);
         let body = peer.conn.body(&head).unwrap();
-        peer.conn.send(ok(&body.data));
-        peer.keep(&Request { head, body });
+        let request = Request { head, body };
+        peer.keep(&request);
+        peer.conn.send(ok(&request.body.data));
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
@@ -43,8 +52,13 @@ fn continue_is_said_by_the_upstream_and_not_before() {
 fn an_upstream_that_declines_is_heard_without_the_body() {
     let upstream = Upstream::scripted(|peer| {
         let Some(_) = peer.head() else { return };
-        peer.conn.send("HTTP/1.1 417 Expectation Failed\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnope");
-        assert!(peer.conn.rest().is_ok_and(|rest| rest.is_empty()), "no body");
+        peer.conn.send(
+            "HTTP/1.1 417 Expectation Failed\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnope",
+        );
+        assert!(
+            peer.conn.rest().is_ok_and(|rest| rest.is_empty()),
+            "no body"
+        );
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
@@ -55,7 +69,11 @@ fn an_upstream_that_declines_is_heard_without_the_body() {
     // The client may send the body yet or not: what follows must not be taken for one and the other. Closing is safe.
     let _ = client.try_send(get("/next"));
     match client.try_head() {
-        Ok(head) => assert_ne!(head.status(), 200, "five bytes of the next request were the body of the first"),
+        Ok(head) => assert_ne!(
+            head.status(),
+            200,
+            "five bytes of the next request were the body of the first"
+        ),
         Err(_) => assert!(client.closed()),
     }
 }
@@ -64,7 +82,8 @@ fn an_upstream_that_declines_is_heard_without_the_body() {
 fn a_final_answer_without_continue_is_final() {
     let upstream = Upstream::scripted(|peer| {
         let Some(_) = peer.head() else { return };
-        peer.conn.send("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
+        peer.conn
+            .send("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
         peer.conn.closed();
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
@@ -91,9 +110,13 @@ fn interim_answers_are_passed_on_as_they_come() {
     let wait = Mutex::new(wait);
     let upstream = Upstream::scripted(move |peer| {
         while peer.request().is_some() {
-            peer.conn.send("HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\nlink: </b.css>\r\n\r\n");
+            peer.conn.send(
+                "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\nlink: </b.css>\r\n\r\n",
+            );
             wait.lock().unwrap().recv().unwrap();
-            peer.conn.send("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </c.js>\r\n\r\n");
+            peer.conn.send(
+                "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </c.js>\r\n\r\n",
+            );
             peer.conn.send(ok(b"at last"));
         }
     });
@@ -117,7 +140,11 @@ fn interim_answers_are_passed_on_as_they_come() {
 #[test]
 fn an_old_client_gets_no_interim_answers() {
     let upstream = Upstream::answering(|_| {
-        [&b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"[..], &ok(b"final")].concat()
+        [
+            &b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"[..],
+            &ok(b"final"),
+        ]
+        .concat()
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
@@ -148,13 +175,23 @@ fn an_upgraded_connection_is_a_pipe() {
     let upstream = Upstream::scripted(|peer| {
         let Some(head) = peer.head() else { return };
         assert_eq!(head.get("upgrade"), Some("websocket"));
-        assert!(head.list("connection").iter().any(|option| option.eq_ignore_ascii_case("upgrade")));
-        assert_eq!(head.get("sec-websocket-key"), Some("dGhlIHNhbXBsZSBub25jZQ=="));
+        assert!(
+            head.list("connection")
+                .iter()
+                .any(|option| option.eq_ignore_ascii_case("upgrade"))
+        );
+        assert_eq!(
+            head.get("sec-websocket-key"),
+            Some("dGhlIHNhbXBsZSBub25jZQ==")
+        );
         peer.conn.send(format!("{SWITCHING}server first;"));
         assert_eq!(peer.conn.exactly(13).unwrap(), b"client first;");
         let body = peer.conn.exactly(1_000_000).unwrap();
         peer.conn.send(body);
-        assert!(peer.conn.rest().unwrap().is_empty(), "the client's end arrives");
+        assert!(
+            peer.conn.rest().unwrap().is_empty(),
+            "the client's end arrives"
+        );
         peer.conn.send("goodbye");
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
@@ -162,8 +199,15 @@ fn an_upgraded_connection_is_a_pipe() {
     client.send(format!("{UPGRADE}client first;"));
     let head = client.head();
     assert_eq!(head.status(), 101);
-    assert_eq!((head.get("upgrade"), head.get("x-own")), (Some("websocket"), Some("1")));
-    assert!(head.list("connection").iter().any(|option| option.eq_ignore_ascii_case("upgrade")));
+    assert_eq!(
+        (head.get("upgrade"), head.get("x-own")),
+        (Some("websocket"), Some("1"))
+    );
+    assert!(
+        head.list("connection")
+            .iter()
+            .any(|option| option.eq_ignore_ascii_case("upgrade"))
+    );
     assert_eq!(client.exactly(13).unwrap(), b"server first;");
     let sent = noise(1_000_000);
     let mut writer = Conn::of(client.stream.try_clone().unwrap());
@@ -174,7 +218,11 @@ fn an_upgraded_connection_is_a_pipe() {
     assert!(client.exactly(1_000_000).unwrap() == sent);
     writing.join().unwrap();
     client.finish();
-    assert_eq!(client.rest().unwrap(), b"goodbye", "half-closed, the other half goes on");
+    assert_eq!(
+        client.rest().unwrap(),
+        b"goodbye",
+        "half-closed, the other half goes on"
+    );
 }
 
 #[test]
@@ -195,15 +243,20 @@ fn upgrades_of_several_clients_do_not_mix() {
         client.send(format!("client {n}"));
     }
     for (n, client) in clients.iter_mut().enumerate() {
-        assert_eq!(client.exactly(8).unwrap(), format!("client {n}").into_bytes());
+        assert_eq!(
+            client.exactly(8).unwrap(),
+            format!("client {n}").into_bytes()
+        );
     }
 }
 
 #[test]
 fn an_upgrade_that_is_refused_is_an_answer_like_others() {
-    let upstream = Upstream::answering(|request| match request.head.target() {
+    let upstream = Upstream::answering(|request| {
+        match request.head.target() {
         "/ws" => b"HTTP/1.1 426 Upgrade Required\r\nconnection: upgrade\r\nupgrade: other\r\ncontent-length: 2\r\n\r\nno".to_vec(),
         _ => ok(b"still here"),
+    }
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
@@ -245,7 +298,10 @@ fn when_either_end_of_a_pipe_dies_so_does_the_other() {
     client.send(UPGRADE);
     client.head();
     client.reset();
-    assert!(ended.recv_timeout(Duration::from_secs(5)).unwrap(), "the upstream's end is closed");
+    assert!(
+        ended.recv_timeout(Duration::from_secs(5)).unwrap(),
+        "the upstream's end is closed"
+    );
     let mut client = gateway.client();
     client.send(UPGRADE.replace("/ws", "/gone"));
     client.head();

@@ -73,7 +73,9 @@ fn what_differs_or_changes_things_or_is_somebodys_own_is_not_shared() {
             client.send(request);
             client
         });
-        eventually(&format!("both are there: {requests:?}"), || upstream.requests().len() == 2);
+        eventually(&format!("both are there: {requests:?}"), || {
+            upstream.requests().len() == 2
+        });
         go.send(()).unwrap();
         go.send(()).unwrap();
         for client in &mut clients {
@@ -92,7 +94,9 @@ fn an_answer_that_varies_goes_to_those_it_is_for() {
     let gateway = Gateway::start(&upstream.url(), &["--coalesce"]);
     let mut clients = ["en", "de", "en", "fr"].map(|language| {
         let mut client = gateway.client();
-        client.send(format!("GET / HTTP/1.1\r\nhost: a\r\naccept-language: {language}\r\n\r\n"));
+        client.send(format!(
+            "GET / HTTP/1.1\r\nhost: a\r\naccept-language: {language}\r\n\r\n"
+        ));
         (client, language)
     });
     for (client, language) in &mut clients {
@@ -105,7 +109,11 @@ fn a_private_answer_is_its_askers_alone() {
     for control in ["private", "no-store"] {
         let upstream = Upstream::answering(move |_| {
             std::thread::sleep(Duration::from_millis(100));
-            response("200 OK", &format!("cache-control: {control}\r\nset-cookie: session=1\r\n"), b"mine")
+            response(
+                "200 OK",
+                &format!("cache-control: {control}\r\nset-cookie: session=1\r\n"),
+                b"mine",
+            )
         });
         let gateway = Gateway::start(&upstream.url(), &["--coalesce"]);
         let mut clients = [(); 4].map(|()| gateway.client());
@@ -139,7 +147,10 @@ fn a_full_queue_is_503_and_says_when_to_come_back() {
                 let (head, _) = other.response();
                 match head.status() {
                     503 => {
-                        head.get("retry-after").expect("Retry-After").parse::<u32>().expect("seconds");
+                        head.get("retry-after")
+                            .expect("Retry-After")
+                            .parse::<u32>()
+                            .expect("seconds");
                         refused.fetch_add(1, Ordering::SeqCst);
                         // A refusal is an answer: the connection stays.
                         other.send(get("/again"));
@@ -164,29 +175,52 @@ fn whoever_is_critical_goes_first() {
     let (go, upstream) = held();
     let gateway = Gateway::start(
         &upstream.url(),
-        &["--shed", "--limit", "1", "--queue", "10", "--priority-header", "x-priority"],
+        &[
+            "--shed",
+            "--limit",
+            "1",
+            "--queue",
+            "10",
+            "--priority-header",
+            "x-priority",
+        ],
     );
     let mut first = gateway.client();
     first.send(get("/first"));
     eventually("it is there", || upstream.requests().len() == 1);
     let mut waiting = Vec::new();
-    for priority in ["best-effort", "sheddable", "default", "nonsense", "critical"] {
+    for priority in [
+        "best-effort",
+        "sheddable",
+        "default",
+        "nonsense",
+        "critical",
+    ] {
         let mut client = gateway.client();
-        client.send(format!("GET /{priority} HTTP/1.1\r\nhost: a\r\nx-priority: {priority}\r\n\r\n"));
+        client.send(format!(
+            "GET /{priority} HTTP/1.1\r\nhost: a\r\nx-priority: {priority}\r\n\r\n"
+        ));
         waiting.push(client);
         std::thread::sleep(Duration::from_millis(10));
     }
     for _ in 0..6 {
         go.send(()).unwrap();
     }
-    let paths = || -> Vec<String> { upstream.requests().iter().map(|r| r.head.target().to_owned()).collect() };
+    let paths = || -> Vec<String> {
+        upstream
+            .requests()
+            .iter()
+            .map(|r| r.head.target().to_owned())
+            .collect()
+    };
     eventually("the next is there", || paths().len() > 1);
     assert_eq!(paths()[1], "/critical", "{:?}", paths());
 }
 
 #[test]
 fn an_upstream_that_refuses_is_asked_less() {
-    let upstream = Upstream::answering(|_| response("503 Service Unavailable", "retry-after: 1\r\n", b"no"));
+    let upstream =
+        Upstream::answering(|_| response("503 Service Unavailable", "retry-after: 1\r\n", b"no"));
     let gateway = Gateway::start(&upstream.url(), &["--throttle"]);
     let mut client = gateway.client();
     let mut ask = |count: usize| {
@@ -220,7 +254,10 @@ fn an_upstream_that_is_well_is_not_throttled() {
 /// How many connections to these ports the kernel knows of at the moment, opened or being opened.
 pub fn established(ports: &[u16]) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let remotes: Vec<_> = ports.iter().map(|port| format!("0100007F:{port:04X}")).collect();
+    let remotes: Vec<_> = ports
+        .iter()
+        .map(|port| format!("0100007F:{port:04X}"))
+        .collect();
     // Those of the connecting side: their remote end is the port; 01 is ESTABLISHED, 02 SYN_SENT. The table is read
     // piece by piece while it changes, and may have a line twice.
     let locals: std::collections::HashSet<_> = table
@@ -228,7 +265,8 @@ pub fn established(ports: &[u16]) -> usize {
         .filter_map(|line| {
             let mut parts = line.split_whitespace().skip(1);
             let (local, remote, state) = (parts.next()?, parts.next()?, parts.next()?);
-            let counts = remotes.iter().any(|wanted| wanted == remote) && matches!(state, "01" | "02");
+            let counts =
+                remotes.iter().any(|wanted| wanted == remote) && matches!(state, "01" | "02");
             counts.then_some(local)
         })
         .collect();

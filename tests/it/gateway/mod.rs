@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use crate::support::programs::{Program, example};
 
+mod answers;
+mod balance;
 mod drain;
 mod faults;
 mod flags;
@@ -14,11 +16,13 @@ mod forward;
 mod frames;
 mod grpc;
 mod headers;
+mod http2;
 mod interim;
 mod layers;
 mod raw;
 mod smuggling;
 mod streaming;
+mod tls;
 mod upstream;
 
 /// A gateway of its own for one test.

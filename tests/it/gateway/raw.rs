@@ -195,7 +195,9 @@ impl Conn {
             match self.fill() {
                 Ok(0) => return true,
                 Ok(_) => {}
-                Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+                Err(error) => {
+                    return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+                }
             }
         }
     }
@@ -257,7 +259,10 @@ impl Head {
 
     /// All members of a list field.
     pub fn list(&self, name: &str) -> Vec<String> {
-        let members = self.all(name).into_iter().flat_map(|value| value.split(','));
+        let members = self
+            .all(name)
+            .into_iter()
+            .flat_map(|value| value.split(','));
         members.map(|member| member.trim().to_owned()).collect()
     }
 }

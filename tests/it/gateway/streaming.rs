@@ -47,7 +47,8 @@ fn a_request_arrives_while_it_is_made_and_may_be_answered_meanwhile() {
         let Some(_) = peer.head() else { return };
         peer.conn.send(CHUNKED);
         while let Ok(Some(chunk)) = peer.conn.chunk() {
-            peer.conn.send(chunked(&chunk, 99, "").strip_suffix(b"0\r\n\r\n").unwrap());
+            peer.conn
+                .send(chunked(&chunk, 99, "").strip_suffix(b"0\r\n\r\n").unwrap());
         }
         peer.conn.send("0\r\n\r\n");
     });
@@ -71,9 +72,13 @@ fn a_client_that_does_not_read_stops_the_upstream() {
         if peer.request().is_none() {
             return;
         }
-        peer.conn.send("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
+        peer.conn
+            .send("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
         let part = vec![b'x'; 100_000];
-        peer.conn.stream.set_write_timeout(Some(Duration::from_millis(700))).unwrap();
+        peer.conn
+            .stream
+            .set_write_timeout(Some(Duration::from_millis(700)))
+            .unwrap();
         while peer.conn.stream.write_all(&part).is_ok() {
             count.fetch_add(part.len(), Ordering::SeqCst);
         }
@@ -90,7 +95,10 @@ fn a_client_that_does_not_read_stops_the_upstream() {
     // What the sockets of both connections hold, which the system sets, and a little between them.
     let written = written.load(Ordering::SeqCst);
     assert!(written < 30_000_000, "{written} bytes went somewhere");
-    assert!(resident(gateway.program.id()) < 80_000_000, "and not into memory");
+    assert!(
+        resident(gateway.program.id()) < 80_000_000,
+        "and not into memory"
+    );
 }
 
 #[test]
@@ -104,7 +112,10 @@ fn an_upstream_that_does_not_read_stops_the_client() {
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
     client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n");
-    client.stream.set_write_timeout(Some(Duration::from_millis(700))).unwrap();
+    client
+        .stream
+        .set_write_timeout(Some(Duration::from_millis(700)))
+        .unwrap();
     let part = vec![b'x'; 100_000];
     let mut written = 0;
     while client.stream.write_all(&part).is_ok() {
@@ -136,7 +147,9 @@ fn ends_whole(upstream: &Upstream) -> bool {
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
     client.send(get("/"));
-    let Ok(head) = client.try_head() else { return false };
+    let Ok(head) = client.try_head() else {
+        return false;
+    };
     if head.status() >= 500 {
         return false;
     }
@@ -149,29 +162,56 @@ fn an_answer_that_breaks_off_is_never_whole() {
         ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello", false),
         ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello", true),
         ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n", false),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", false),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", true),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n", false),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel", false),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n\r\n", false),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", false),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+            true,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel",
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n\r\n",
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+            false,
+        ),
         ("HTTP/1.1 200 OK\r\nx: half a he", false),
         ("HTTP/1.1 200 OK\r\n\r\nno length, and reset", true),
     ] {
-        assert!(!ends_whole(&breaking(bytes, reset)), "{bytes:?}, reset {reset}");
+        assert!(
+            !ends_whole(&breaking(bytes, reset)),
+            "{bytes:?}, reset {reset}"
+        );
     }
 }
 
 #[test]
 fn an_old_client_is_told_of_a_break_by_a_reset() {
     // It knows no chunks, and its end of a body is the end of the connection: only a reset is no end.
-    let upstream = breaking("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", false);
+    let upstream = breaking(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        false,
+    );
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
     client.send("GET / HTTP/1.0\r\nhost: a\r\n\r\n");
     let head = client.head();
     assert_eq!(head.status(), 200);
-    assert!(client.body(&head).is_err(), "a body that is half is taken for whole");
+    assert!(
+        client.body(&head).is_err(),
+        "a body that is half is taken for whole"
+    );
 }
 
 #[test]
@@ -195,7 +235,10 @@ fn a_client_that_leaves_takes_its_request_along() {
         } else {
             drop(client);
         }
-        assert!(left.recv_timeout(Duration::from_secs(5)).unwrap(), "the upstream is told");
+        assert!(
+            left.recv_timeout(Duration::from_secs(5)).unwrap(),
+            "the upstream is told"
+        );
         eventually("and its connection is gone", || upstream.open() == 0);
     }
 }
@@ -232,7 +275,10 @@ fn an_upstream_that_answers_early_need_not_read_the_rest() {
     let upstream = Upstream::scripted(|peer| {
         if let Some(head) = peer.head() {
             peer.conn.send("HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig");
-            peer.keep(&Request { head, body: Default::default() });
+            peer.keep(&Request {
+                head,
+                body: Default::default(),
+            });
             // It closes in order: a reset would take the answer along.
             peer.conn.finish();
             peer.conn.closed();
@@ -248,8 +294,13 @@ fn an_upstream_that_answers_early_need_not_read_the_rest() {
 #[test]
 fn trailers_pass_both_ways() {
     let upstream = Upstream::answering(|request| {
-        let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n".to_vec();
-        [head, chunked(&request.body.data, 4, "x-sum: 42\r\nx-more: yes\r\n")].concat()
+        let head =
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n".to_vec();
+        [
+            head,
+            chunked(&request.body.data, 4, "x-sum: 42\r\nx-more: yes\r\n"),
+        ]
+        .concat()
     });
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
@@ -260,7 +311,11 @@ fn trailers_pass_both_ways() {
     let sum = ("x-sum".to_owned(), "42".to_owned());
     assert!(body.trailers.contains(&sum), "{:?}", body.trailers);
     let seen = upstream.request();
-    assert_eq!(seen.body.trailers, [("x-in".to_owned(), "7".to_owned())], "{seen:?}");
+    assert_eq!(
+        seen.body.trailers,
+        [("x-in".to_owned(), "7".to_owned())],
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -268,13 +323,20 @@ fn trailers_cannot_frame_or_route() {
     let upstream = Upstream::echo();
     let gateway = Gateway::start(&upstream.url(), &[]);
     let mut client = gateway.client();
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ntrailer: x-in\r\ntransfer-encoding: chunked\r\n\r\n");
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ntrailer: x-in\r\ntransfer-encoding: chunked\r\n\r\n");
     client.send(chunked(b"hello", 5, "content-length: 99\r\nhost: evil\r\ntransfer-encoding: chunked\r\nconnection: x-in\r\nx-in: 7\r\n"));
     let (head, _) = client.response();
     assert!(matches!(head.status(), 200 | 400), "{head:?}");
     for seen in upstream.requests() {
         for (name, _) in &seen.body.trailers {
-            assert!(!matches!(&**name, "content-length" | "host" | "transfer-encoding" | "connection"), "{seen:?}");
+            assert!(
+                !matches!(
+                    &**name,
+                    "content-length" | "host" | "transfer-encoding" | "connection"
+                ),
+                "{seen:?}"
+            );
         }
     }
 }

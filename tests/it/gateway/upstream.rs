@@ -58,7 +58,10 @@ impl Upstream {
                 }
                 let stream = stream.unwrap();
                 let number = book.connections.fetch_add(1, Ordering::SeqCst);
-                book.streams.lock().unwrap().insert(number, stream.try_clone().unwrap());
+                book.streams
+                    .lock()
+                    .unwrap()
+                    .insert(number, stream.try_clone().unwrap());
                 let open = book.open.fetch_add(1, Ordering::SeqCst) + 1;
                 book.peak.fetch_max(open, Ordering::SeqCst);
                 let mut peer = Peer {
@@ -72,7 +75,12 @@ impl Upstream {
                     script(&mut peer);
                     // The other handle first, or the socket would outlive this one.
                     peer.shared.streams.lock().unwrap().remove(&peer.number);
-                    let Peer { conn, reset, shared, .. } = peer;
+                    let Peer {
+                        conn,
+                        reset,
+                        shared,
+                        ..
+                    } = peer;
                     if reset {
                         conn.reset();
                     }
@@ -91,7 +99,10 @@ impl Upstream {
                 if peer.conn.try_send(&bytes).is_err() {
                     return;
                 }
-                if bytes.windows(17).any(|w| w.eq_ignore_ascii_case(b"connection: close")) {
+                if bytes
+                    .windows(17)
+                    .any(|w| w.eq_ignore_ascii_case(b"connection: close"))
+                {
                     return;
                 }
             }
