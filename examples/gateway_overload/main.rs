@@ -126,7 +126,9 @@ fn plan(flags: &ArgMatches, quick: bool) -> Vec<Cell> {
         .into_iter()
         .filter(|service| asked("services", service.name()));
     let services: Vec<_> = services.collect();
-    let loads: Option<Vec<f64>> = flags.get_many("loads").map(|loads| loads.copied().collect());
+    let loads: Option<Vec<f64>> = flags
+        .get_many("loads")
+        .map(|loads| loads.copied().collect());
     let mut cells = Vec::new();
     for &front in &fronts {
         for &slots in sizes.iter().filter(|_| asked("acts", "load")) {

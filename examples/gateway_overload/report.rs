@@ -218,9 +218,7 @@ impl Report {
                     let p99 = ms(p99);
                     check(
                         good >= 0.99 && p99 <= 232,
-                        format!(
-                            "critical {good:.4} at p99 {p99} ms, 0.99 at 232 ms is the target"
-                        ),
+                        format!("critical {good:.4} at p99 {p99} ms, 0.99 at 232 ms is the target"),
                     );
                 }
                 Act::Refusals => {
