@@ -1,5 +1,6 @@
 //! One cell: a front, a backend and a load, and what came of them.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tower_flow::BoxError;
@@ -65,12 +66,14 @@ pub(crate) struct Outcome {
 // ===== impl Cell =====
 
 impl Cell {
-    /// Counts for so long.
-    pub(crate) fn run(self, long: Duration) -> Result<Outcome, BoxError> {
+    /// Counts for so long. The gateway is this program.
+    pub(crate) fn run(self, gateway: &Path, long: Duration) -> Result<Outcome, BoxError> {
         let seed = self.seed();
         let backend = Backend::start(self.slots, self.service, seed)?;
         let critical = self.act == Act::Critical;
-        let mut front = self.front.start(self.slots, backend.addr(), critical)?;
+        let mut front = self
+            .front
+            .start(gateway, self.slots, backend.addr(), critical)?;
         let capacity = self.slots as f64 / MEAN.as_secs_f64();
         let (times, before) = match self.act {
             Act::Load(times) => (times, SETTLE),

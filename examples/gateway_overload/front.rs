@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,7 @@ impl Front {
     /// Starts it in front of a backend with so many slots.
     pub(crate) fn start(
         self,
+        program: &Path,
         slots: usize,
         backend: SocketAddr,
         critical: bool,
@@ -82,7 +83,7 @@ impl Front {
         if critical && self != Self::Open {
             flags.extend(["--priority-header", "x-priority"]);
         }
-        gateway(&flags, backend)
+        gateway(program, &flags, backend)
     }
 }
 
@@ -113,8 +114,8 @@ pub(crate) fn build() -> Result<PathBuf, BoxError> {
     }
 }
 
-fn gateway(flags: &[&str], backend: SocketAddr) -> Result<Running, BoxError> {
-    let mut command = Command::new(build()?);
+fn gateway(program: &Path, flags: &[&str], backend: SocketAddr) -> Result<Running, BoxError> {
+    let mut command = Command::new(program);
     command
         .args(["--listen", "127.0.0.1:0", "--upstream"])
         .arg(format!("http://{backend}"))

@@ -16,6 +16,7 @@ mod load;
 mod random;
 mod report;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,10 +39,21 @@ fn main() -> ExitCode {
         .copied()
         .unwrap_or(if quick { 3 } else { 10 });
     let cells = plan(&flags, quick);
+    let gateway = match flags
+        .get_one("gateway")
+        .cloned()
+        .map_or_else(front::build, Ok)
+    {
+        Ok(gateway) => gateway,
+        Err(problem) => {
+            eprintln!("gateway_overload: {problem}");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut report = Report::default();
     for (number, cell) in cells.iter().enumerate() {
         eprintln!("{} of {}: {cell:?}", number + 1, cells.len());
-        match cell.run(Duration::from_secs(seconds)) {
+        match cell.run(&gateway, Duration::from_secs(seconds)) {
             Ok(outcome) => report.cells.push((*cell, outcome)),
             Err(problem) => report.problems.push(format!("{cell:?}: {problem}")),
         }
@@ -86,6 +98,13 @@ fn flags() -> Command {
                 .long("json")
                 .action(ArgAction::SetTrue)
                 .help("Print one JSON object and nothing else on stdout"),
+        )
+        .arg(
+            Arg::new("gateway")
+                .long("gateway")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .help("Which gateway, instead of the one beside this program"),
         )
         .arg(
             list("rows", "Which fronts: shed, limit, nginx, open").value_parser(Front::ALL.map(Front::flag)),

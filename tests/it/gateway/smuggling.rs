@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::raw::Conn;
-use super::upstream::{Upstream, ok};
+use super::upstream::Upstream;
 use super::{Gateway, get};
 
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::forward::chunked;
 use super::raw::PATIENCE;
-use super::upstream::{Request, Upstream, eventually, ok};
+use super::upstream::{Request, Upstream, eventually};
 use super::{Gateway, get};
 
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
