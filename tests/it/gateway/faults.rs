@@ -64,6 +64,19 @@ fn garbage_is_502() {
 }
 
 #[test]
+fn an_upstream_that_has_closed_its_half_is_502() {
+    // It still reads, and will never answer.
+    let upstream = Upstream::scripted(|peer| {
+        peer.conn.finish();
+        peer.conn.closed();
+    });
+    let gateway = Gateway::start(&upstream.url(), &[]);
+    for request in [get("/"), post("/", "x")] {
+        assert_eq!(gateway.ask(request).0.status(), 502);
+    }
+}
+
+#[test]
 fn an_answer_whose_head_has_no_end_is_502() {
     let upstream = Upstream::scripted(|peer| {
         if peer.request().is_some() {
