@@ -67,8 +67,13 @@ pub(crate) struct Outcome {
 
 impl Cell {
     /// Counts for so long. The gateway is this program.
-    pub(crate) fn run(self, gateway: &Path, long: Duration) -> Result<Outcome, BoxError> {
-        let seed = self.seed();
+    pub(crate) fn run(
+        self,
+        gateway: &Path,
+        long: Duration,
+        seed: u64,
+    ) -> Result<Outcome, BoxError> {
+        let seed = self.seed() ^ seed << 40;
         let backend = Backend::start(self.slots, self.service, seed)?;
         let critical = self.act == Act::Critical;
         let mut front = self

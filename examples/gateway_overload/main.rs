@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         .get_one("seconds")
         .copied()
         .unwrap_or(if quick { 3 } else { 10 });
+    let seed = flags.get_one("seed").copied().unwrap_or(1);
     let cells = plan(&flags, quick);
     let gateway = match flags
         .get_one("gateway")
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
     let mut report = Report::default();
     for (number, cell) in cells.iter().enumerate() {
         eprintln!("{} of {}: {cell:?}", number + 1, cells.len());
-        match cell.run(&gateway, Duration::from_secs(seconds)) {
+        match cell.run(&gateway, Duration::from_secs(seconds), seed) {
             Ok(outcome) => report.cells.push((*cell, outcome)),
             Err(problem) => report.problems.push(format!("{cell:?}: {problem}")),
         }
@@ -98,6 +99,13 @@ fn flags() -> Command {
                 .long("json")
                 .action(ArgAction::SetTrue)
                 .help("Print one JSON object and nothing else on stdout"),
+        )
+        .arg(
+            Arg::new("seed")
+                .long("seed")
+                .value_name("N")
+                .value_parser(value_parser!(u64))
+                .help("Another draw of arrivals and jobs, the same for all fronts [default: 1]"),
         )
         .arg(
             Arg::new("gateway")
