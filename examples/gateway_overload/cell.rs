@@ -44,6 +44,8 @@ pub(crate) struct Cell {
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) offered: usize,
+    /// The same in capacities, which differs from what was meant by the luck of arrivals and jobs.
+    pub(crate) asked: f64,
     /// Good answers in capacities.
     pub(crate) goodput: f64,
     /// The same within the first two seconds of halved capacity.
@@ -117,17 +119,19 @@ impl Cell {
             _ => self.slots,
         };
         // Capacity is that of the jobs this window happened to get, so that luck with them is not counted.
+        let per_job = |from: Duration, to: Duration| {
+            let mean = backend.mean(start + from, start + to);
+            let capacity = slots as f64 * (to - from).as_secs_f64();
+            mean.unwrap_or(MEAN.as_secs_f64()) / capacity
+        };
         let goodput = |from: Duration, to: Duration| {
-            let mean = backend
-                .mean(start + from, start + to)
-                .unwrap_or(MEAN.as_secs_f64());
             let ended = |answer: &&Answer| (from..to).contains(&(answer.due + answer.took));
             let good = answers
                 .all
                 .iter()
                 .filter(|a| a.end == End::Good)
                 .filter(ended);
-            good.count() as f64 * mean / (slots as f64 * (to - from).as_secs_f64())
+            good.count() as f64 * per_job(from, to)
         };
         let mut outcome = Outcome {
             goodput: goodput(from, to),
@@ -135,6 +139,7 @@ impl Cell {
             problem: answers.problem.clone(),
             ..Outcome::of(&answers.all, from, to)
         };
+        outcome.asked = outcome.offered as f64 * per_job(from, to);
         let refused = (outcome.refused * outcome.offered as f64).round() as u32;
         outcome.cpu = cpu.filter(|_| refused > 0).map(|cpu| cpu / refused);
         if !front.alive()? {

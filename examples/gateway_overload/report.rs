@@ -60,17 +60,18 @@ impl Report {
             return;
         }
         text.push_str(
-            "\n| front | slots | service | load | goodput | refused % | left % | p50 ms | p99 ms | broken | late |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|\n",
+            "\n| front | slots | service | load | as drawn | goodput | refused % | left % | p50 ms | p99 ms | broken | late |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|\n",
         );
         for (cell, outcome) in cells {
             let Act::Load(times) = cell.act else { continue };
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {times}× | {:.3} | {:.2} | {:.2} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {times}× | {:.3} | {:.3} | {:.2} | {:.2} | {} | {} | {} | {} |",
                 cell.front.name(),
                 cell.slots,
                 cell.service.name(),
+                outcome.asked,
                 outcome.goodput,
                 100.0 * outcome.refused,
                 100.0 * outcome.left,
@@ -277,6 +278,7 @@ fn row(cell: &Cell, outcome: &Outcome) -> Value {
         "act": act,
         "load": load,
         "offered": outcome.offered,
+        "offered_capacities": outcome.asked,
         "goodput": outcome.goodput,
         "goodput_at_once": outcome.at_once,
         "refused": outcome.refused,
