@@ -53,6 +53,7 @@ mod wire;
 
 use std::process::ExitCode;
 
+use tower_flow::profile::{CpuUsage, SchedulerUsage};
 use tower_flow::{BoxError, Flow};
 
 use crate::drain::{Drain, Signals};
@@ -84,7 +85,11 @@ async fn run(flags: Flags) -> Result<ExitCode, BoxError> {
     let listener = listen::Listener::bind(&flags).await?;
     let stack = stack::build(&flags, &flow)?;
     let admin = match flags.admin {
-        Some(addr) => Some(flow.admin().bind(addr).await?),
+        Some(addr) => {
+            CpuUsage::new().attach(&flow);
+            SchedulerUsage::new("gateway").attach(&flow);
+            Some(flow.admin().bind(addr).await?)
+        }
         None => None,
     };
 

@@ -21,6 +21,8 @@ mod interim;
 mod layers;
 mod raw;
 mod smuggling;
+#[cfg(target_os = "linux")]
+mod soak;
 mod streaming;
 mod tls;
 mod upstream;
