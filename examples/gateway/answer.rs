@@ -1,18 +1,22 @@
 //! What a client is told when something went wrong: a status, and nothing of what is behind the gateway.
 
 use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty, Full};
-use tower_flow::Rejection;
 use tower_flow::error::{Reason, find};
 use tower_flow::outcome::Code;
 use tower_flow::pool::{self, ErrorKind};
+use tower_flow::{BoxError, Rejection};
 
 use crate::erased::Body;
+use crate::rules::Refused;
 use crate::upload::UploadError;
 
 /// Whether a message is gRPC's.
@@ -122,6 +126,73 @@ pub(crate) fn of(error: &(dyn Error + 'static), grpc: bool) -> Response<Body> {
     response
 }
 
+/// The answer to a request that goes no further.
+pub(crate) fn refused(refused: &Refused, grpc: bool) -> Response<Body> {
+    const ALLOWED: HeaderValue =
+        HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH");
+    let Refused(status, message) = *refused;
+    if grpc {
+        let code = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+            StatusCode::METHOD_NOT_ALLOWED => Code::Unimplemented,
+            _ => Code::InvalidArgument,
+        };
+        return grpc_status(code, message, None);
+    }
+    let mut response = plain(status, message);
+    if status == StatusCode::METHOD_NOT_ALLOWED || status == StatusCode::OK {
+        response.headers_mut().insert(ALLOW, ALLOWED);
+    }
+    response
+}
+
+/// A gRPC answer that breaks off ends with a status that says so. Only HTTP/2 has trailers for certain.
+pub(crate) fn told_in_trailers(response: Response<Body>) -> Response<Body> {
+    response.map(|body| Told { body: Some(body) }.boxed_unsync())
+}
+
+struct Told {
+    /// `None` once it has ended.
+    body: Option<Body>,
+}
+
+impl http_body::Body for Told {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        let Some(Err(error)) = frame else {
+            return Poll::Ready(frame);
+        };
+        self.body = None;
+        let (_, code, message) = meaning(error.as_ref());
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from(code.index() as u64));
+        trailers.insert("grpc-message", HeaderValue::from_static(message));
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let hint = self.body.as_ref().map(Body::size_hint);
+        hint.unwrap_or_else(|| SizeHint::with_exact(0))
+    }
+}
+
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
 /// A short answer of the gateway's own.
 pub(crate) fn plain(status: StatusCode, message: &'static str) -> Response<Body> {
     let text = Full::new(Bytes::from_static(message.as_bytes()));
@@ -134,7 +205,7 @@ pub(crate) fn plain(status: StatusCode, message: &'static str) -> Response<Body>
 
 /// A gRPC status, in the headers alone.
 fn grpc_status(code: Code, message: &'static str, after: Option<Duration>) -> Response<Body> {
-    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(empty());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code.index() as u64));

@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use bytes::Bytes;
 use http::header::{self, Entry, HeaderName};
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Version};
+use http_body::Frame;
 
 pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -26,14 +28,28 @@ fn is_hop(name: &HeaderName) -> bool {
     )
 }
 
-/// What `Connection` may name without its being taken out: the message would mean something else without it, or another
-/// layer relies on it.
+/// What `Connection` may name without its being taken out, though RFC 9110 7.6.1 would: a client could hide from the upstream
+/// whom it speaks for, or how its message is to be read.
 const KEPT: [HeaderName; 5] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::CONTENT_TYPE,
     header::AUTHORIZATION,
     header::COOKIE,
+];
+
+/// What tells how to read a message, or who sends it to whom, comes before it or not at all.
+const UNTRAILED: [HeaderName; 10] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::HOST,
+    header::SET_COOKIE,
+    header::TRAILER,
 ];
 
 /// Takes out all that is for one hop.
@@ -54,19 +70,12 @@ pub(crate) fn end_to_end(headers: &mut HeaderMap) {
 
 /// HTTP/2 splits cookies for its compression, HTTP/1 has one field for them: RFC 9113 8.2.3.
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers
-        .get_all(header::COOKIE)
-        .into_iter()
-        .map(HeaderValue::as_bytes);
-    if cookies.nth(1).is_some() {
-        let cookies: Vec<_> = headers
-            .get_all(header::COOKIE)
-            .into_iter()
-            .map(HeaderValue::as_bytes)
-            .collect();
-        if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
-            headers.insert(header::COOKIE, joined);
-        }
+    let cookies = headers.get_all(header::COOKIE).into_iter();
+    let cookies: Vec<_> = cookies.map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
     }
 }
 
@@ -90,8 +99,34 @@ pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers.get(header::UPGRADE)?;
     let named = list(headers, &header::CONNECTION).any(|name| name.eq_ignore_ascii_case("upgrade"));
-    let h2c = list(headers, &header::UPGRADE).any(|name| name.eq_ignore_ascii_case("h2c"));
+    let h2c = list(headers, &header::UPGRADE).any(|name| !switches(name.as_bytes()));
     (named && !h2c).then(|| asked.clone())
+}
+
+/// Whether what follows the request may be something else than another one. [`Scanner`](crate::scan::Scanner) looks no further
+/// then.
+pub(crate) fn may_switch<B>(req: &Request<B>) -> bool {
+    let mut upgrades = req.headers().get_all(header::UPGRADE).into_iter();
+    req.method() == Method::CONNECT || upgrades.any(|to| switches(to.as_bytes()))
+}
+
+/// Whether an `Upgrade` to this is ever granted.
+pub(crate) fn switches(to: &[u8]) -> bool {
+    !to.trim_ascii().eq_ignore_ascii_case(b"h2c")
+}
+
+/// Takes out of trailers what must not be there: RFC 9110 6.5.1. Whoever merges them would take it for the head's.
+pub(crate) fn trailing(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            end_to_end(&mut trailers);
+            for name in UNTRAILED {
+                trailers.remove(name);
+            }
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    }
 }
 
 /// Says that it went through here.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{TypedValueParser as _, ValueParser};
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use http::HeaderName;
 
@@ -47,7 +48,12 @@ pub(crate) struct Shed {
 impl Flags {
     /// Ends the program with a sentence and 2 where they make no sense.
     pub(crate) fn read() -> Self {
-        Self::from(&command().get_matches())
+        let flags = Self::from(&command().get_matches());
+        if let Some(target) = Target::twice(&flags.upstreams) {
+            let message = format!("--upstream {target} is there already\n");
+            command().error(ErrorKind::ValueValidation, message).exit();
+        }
+        flags
     }
 
     fn from(args: &ArgMatches) -> Self {
@@ -73,7 +79,8 @@ impl Flags {
             admin: args.get_one("admin").copied(),
             tls,
             max_connections: total.unwrap_or_else(|| per_host.map_or(1_024, |one| one.max(1_024))),
-            max_connections_per_host: per_host.or(total).unwrap_or(512),
+            max_connections_per_host: per_host
+                .map_or(total.unwrap_or(512), |one| one.min(total.unwrap_or(one))),
             acquire_timeout: time("acquire-timeout").unwrap_or(Duration::from_secs(5)),
             connect_timeout: Duration::from_secs(2).min(timeout),
             coalesce: args.get_flag("coalesce"),
@@ -113,7 +120,8 @@ fn command() -> Command {
     };
     Command::new("gateway")
         .about("A reverse proxy for HTTP/1.1, HTTP/2 and gRPC with every layer of tower-flow by a flag")
-        .after_help("Durations read 500ms, 2s, 1m.")
+        .after_help("Durations read 500ms, 2s, 1m. A connection to an upstream has 2s to be made, or --timeout where that is less; 16384 \
+             requests may wait for one. A client may be idle for 60s between requests, and may have 1024 HTTP/2 streams.")
         .args([
             takes("listen", "ADDR", "Where to listen; port 0 takes a free one")
                 .value_parser(value_parser!(SocketAddr))
@@ -157,7 +165,7 @@ fn command() -> Command {
             takes("descriptor-set", "FILE", "Methods and their types, as protoc --descriptor_set_out writes them")
                 .value_parser(value_parser!(PathBuf))
                 .requires("grpc-metrics"),
-            takes("timeout", "D", "How long an upstream may be silent, before its answer and in it [default: 60s]")
+            takes("timeout", "D", "How long an upstream may be silent, before its answer and in it, and a client in the midst of a request or an answer [default: 60s]")
                 .value_parser(duration),
             takes("max-body", "BYTES", "The largest request body [default: any]")
                 .value_parser(value_parser!(u64)),
@@ -169,8 +177,8 @@ fn command() -> Command {
 fn limit(text: &str) -> Result<Option<usize>, String> {
     match text.parse() {
         _ if text == "auto" => Ok(None),
-        Ok(limit) if limit > 0 => Ok(Some(limit)),
-        _ => Err("auto or a number from 1 on is wanted".into()),
+        Ok(limit @ 1..=1_048_576) => Ok(Some(limit)),
+        _ => Err("auto or a number from 1 to 1048576 is wanted".into()),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Interim answers (1xx) on their way back to an HTTP/1.1 client, which hyper's server has no way to send.
 //!
 //! Invariants: what is queued here is written by the connection's own task, only in a flush, when hyper has nothing of its
-//! own left to write; and the edge answers only once the queue is empty. So an interim answer stands before the final one of
-//! its request and inside none. A connection has one request under way at a time, so it is never another's.
+//! own left to write; and the edge answers only once the queue is empty, and takes no more for that request from then on. So
+//! an interim answer stands before the final one of its request, inside none, and is never another request's.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +12,7 @@ use std::task::{Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
 use http::{HeaderMap, StatusCode, header};
+use tokio::time::Instant;
 
 use crate::fields;
 
@@ -20,7 +22,7 @@ pub(crate) struct Interim(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Whether something waits, so that a flush need not lock.
+    /// Whether something waits: changed under the lock, and read without it so that a write need not lock.
     waits: AtomicBool,
     queue: Mutex<Queue>,
 }
@@ -30,6 +32,10 @@ struct Queue {
     octets: BytesMut,
     /// The connection's task.
     task: Option<Waker>,
+    /// Which request is under way; one that is answered has another number.
+    request: u64,
+    /// When there last was an interim answer.
+    heard: Option<Instant>,
 }
 
 /// More than this is not kept for a client that does not read.
@@ -44,12 +50,45 @@ impl Interim {
         }
     }
 
-    pub(crate) fn push(&self, status: StatusCode, headers: &HeaderMap) {
+    /// A request comes: what [`push`](Self::push) is to be told.
+    pub(crate) fn begin(&self) -> u64 {
+        let mut queue = self.queue();
+        queue.request += 1;
+        queue.heard = None;
+        queue.request
+    }
+
+    /// Ends once all is written. From then on nothing is taken for this request any more.
+    ///
+    /// It is polled in the connection's own task, which polls it again after the flush that wrote the last.
+    pub(crate) async fn end(&self) {
+        poll_fn(|_| {
+            let mut queue = self.queue();
+            if !queue.octets.is_empty() {
+                return Poll::Pending;
+            }
+            queue.request += 1;
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Something came from the upstream.
+    pub(crate) fn heard(&self) {
+        self.queue().heard = Some(Instant::now());
+    }
+
+    /// When something last came for the request under way.
+    pub(crate) fn last(&self) -> Option<Instant> {
+        self.queue().heard
+    }
+
+    pub(crate) fn push(&self, request: u64, status: StatusCode, headers: &HeaderMap) {
         let mut headers = headers.clone();
         fields::end_to_end(&mut headers);
         headers.remove(header::CONTENT_LENGTH);
         let mut queue = self.queue();
-        if queue.octets.len() > LARGEST {
+        if queue.request != request || queue.octets.len() > LARGEST {
             return;
         }
         let octets = &mut queue.octets;

@@ -23,7 +23,7 @@ use crate::flags::Flags;
 use crate::interim::Interim;
 use crate::stack::Stacks;
 use crate::tls;
-use crate::wire::{Abort, Cut, Wire};
+use crate::wire::{Abort, Cut, Patience, Wire};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -34,6 +34,9 @@ const LARGEST: usize = 64 * 1024;
 /// How long a connection stays open for what its client may have sent before it could know of the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const STREAMS: u32 = 1_024;
+/// What a client may send that nobody has read yet. One upload that nobody reads is not to stop all others.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Streams that clients reset faster than they are answered: each deadline that passes is one.
 const RESETS: usize = 8_192;
 const BACKLOG: u32 = 4_096;
@@ -100,11 +103,18 @@ impl Listener {
         }
         // Who is connected already is served: the kernel would reset them.
         if let Ok(listener) = self.listener.into_std() {
-            while let Ok((stream, peer)) = listener.accept() {
-                if stream.set_nonblocking(true).is_ok()
-                    && let Ok(stream) = TcpStream::from_std(stream)
-                {
-                    serve((stream, peer));
+            loop {
+                match listener.accept() {
+                    Ok((stream, peer)) => {
+                        if stream.set_nonblocking(true).is_ok()
+                            && let Ok(stream) = TcpStream::from_std(stream)
+                        {
+                            serve((stream, peer));
+                        }
+                    }
+                    Err(error) if is_gone(&error) => {}
+                    // There is no more.
+                    Err(_) => break,
                 }
             }
         }
@@ -114,14 +124,18 @@ impl Listener {
 
 /// Out of files, say, or gone before it was accepted.
 async fn failed(error: &io::Error) {
-    let gone = matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-    );
-    if !gone {
+    if !is_gone(error) {
         eprintln!("gateway: cannot accept a connection: {error}");
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Whether only the one connection failed.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    )
 }
 
 type Server = auto::Builder<TokioExecutor>;
@@ -139,6 +153,8 @@ fn server() -> Server {
         .keep_alive_interval(HEAD)
         .max_header_list_size(LARGEST as u32)
         .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(RESETS);
     server
@@ -158,8 +174,17 @@ impl Connection {
         match &self.tls {
             None => self.speak(stream).await,
             Some(tls) => {
+                let drain = self.drain.clone();
+                let end = async {
+                    drain.begun().await;
+                    sleep(LAST_WORDS).await;
+                };
+                let shaken = tokio::select! {
+                    shaken = tls.accept(stream) => shaken,
+                    _ = timeout(HANDSHAKE, end) => return,
+                };
                 // Who cannot speak TLS is told so by rustls.
-                if let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await {
+                if let Ok(stream) = shaken {
                     self.speak(stream).await;
                 }
             }
@@ -169,11 +194,14 @@ impl Connection {
     async fn speak<IO: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static>(self, io: IO) {
         let interim = Interim::default();
         let cut = Cut::default();
-        let patience = self.stacks.timeout.min(HEAD);
+        let patience = Patience {
+            first: HEAD,
+            silence: self.stacks.timeout.min(HEAD),
+        };
         let wire = TokioIo::new(Wire::new(io, interim.clone(), cut.clone(), patience));
-        let two = Arc::new(AtomicBool::new(false));
+        let spoke_http2 = Arc::new(AtomicBool::new(false));
         let edge = Edge::new(self.peer, self.stacks, self.drain.clone(), interim, cut);
-        let (edge, seen) = (Arc::new(edge), two.clone());
+        let (edge, seen) = (Arc::new(edge), spoke_http2.clone());
         let service = service_fn(move |req| {
             let edge = edge.clone();
             if req.version() >= http::Version::HTTP_2 {
@@ -187,7 +215,7 @@ impl Connection {
             drain.begun().await;
             // HTTP/2 says which streams it still takes. HTTP/1 says so in its next answer, and has no other way: what was
             // sent before that is lost if the connection is closed meanwhile.
-            if !two.load(Relaxed) {
+            if !spoke_http2.load(Relaxed) {
                 sleep(LAST_WORDS).await;
             }
         };

@@ -24,12 +24,14 @@
 //!   it has no body: a POST is never sent twice.
 //!
 //! A response that breaks off is never ended as if it were whole: HTTP/1 closes the connection in the middle, HTTP/2
-//! resets the stream, and a gRPC call ends with UNAVAILABLE in its trailers.
+//! resets the stream, and a gRPC call over HTTP/2 ends with UNAVAILABLE in its trailers.
 //!
 //! # What it does not do
 //!
 //! Interim answers are passed on between HTTP/1.1 and HTTP/1.1; hyper has no way to send or see them over HTTP/2.
-//! CONNECT is refused, with HTTP/2's extended one.
+//! For the same reason trailers reach an HTTP/1.1 peer only if `Trailer` announced them and, on their way back, if the client
+//! said `TE: trailers`. CONNECT is refused, with HTTP/2's extended one. A client that opens no window for an HTTP/2 stream keeps
+//! the upstream's connection until its own ends.
 
 mod answer;
 mod connector;
@@ -42,6 +44,7 @@ mod interim;
 mod limits;
 mod listen;
 mod origin;
+mod rules;
 mod scan;
 mod silence;
 mod stack;
@@ -51,6 +54,7 @@ mod upload;
 mod upstream;
 mod wire;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use tower_flow::profile::{CpuUsage, SchedulerUsage};
@@ -93,17 +97,21 @@ async fn run(flags: Flags) -> Result<ExitCode, BoxError> {
         None => None,
     };
 
-    println!("listening on {}", listener.url());
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening on {}", listener.url())?;
     if let Some(admin) = admin {
-        println!("admin on http://{}", admin.local_addr());
+        writeln!(stdout, "admin on http://{}", admin.local_addr())?;
         tokio::spawn(admin.run());
     }
-    let serving = tokio::spawn(listener.serve(stack, drain.clone()));
-    signals.next().await;
-    drain.begin();
+    let mut serving = tokio::spawn(listener.serve(stack, drain.clone()));
+    tokio::select! {
+        () = signals.next() => drain.begin(),
+        // It does not end by itself.
+        served = &mut serving => served?,
+    }
     let cut = tokio::select! {
         // It ends once the last connection has.
-        served = serving => { served?; false }
+        served = &mut serving => { served?; false }
         () = tokio::time::sleep(flags.grace) => true,
         () = signals.next() => true,
     };

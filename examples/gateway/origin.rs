@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::sleep;
 use tower::Service;
 use tower_flow::BoxError;
 use tower_flow::pool::{ConnPool, ResponseBody};
 
-use crate::answer::{self, is_grpc};
+use crate::fields;
+use crate::interim::Interim;
 use crate::silence::Silence;
-use crate::upload::Upload;
+use crate::upload::{Progress, Upload};
 
 /// How long an upstream may say nothing to `Expect: 100-continue` before it gets the body anyway: it may not know it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -28,12 +29,11 @@ pub(crate) struct Origin {
     timeout: Duration,
 }
 
-/// What an upstream sends. A gRPC call that breaks off ends with a status that says so.
+/// What an upstream sends.
 pub(crate) struct Download {
     /// `None` once it has ended.
     body: Option<ResponseBody>,
     silence: Silence,
-    grpc: bool,
 }
 
 impl Origin {
@@ -51,15 +51,21 @@ impl Service<Request<Upload>> for Origin {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, req: Request<Upload>) -> Self::Future {
-        let upload = req.body().progress();
-        let mut silence = Silence::new(self.timeout, upload.clone());
-        let mut patience = upload.held().then(|| Box::pin(sleep(PATIENCE)));
+    fn call(&mut self, mut req: Request<Upload>) -> Self::Future {
+        let told = req.extensions_mut().remove::<Progress>();
+        let upload = told.unwrap_or_else(|| req.body().progress());
+        let interim = req.extensions_mut().remove::<Interim>();
+        let mut silence = Silence::new(self.timeout, upload.clone(), interim);
+        let patience = PATIENCE.min(self.timeout / 2);
+        let mut patience = upload.held().then(|| Box::pin(sleep(patience)));
         let mut sent = self.pool.call(req);
         Box::pin(async move {
             let mut response = poll_fn(|cx| {
                 if let Poll::Ready(done) = Pin::new(&mut sent).poll(cx) {
-                    return Poll::Ready(done.map_err(BoxError::from));
+                    // What the client did wrong is told as such, whatever became of the connection.
+                    return Poll::Ready(
+                        done.map_err(|error| upload.failed().unwrap_or_else(|| error.into())),
+                    );
                 }
                 // The pool bounds how long that takes.
                 if sent.is_waiting() {
@@ -75,7 +81,14 @@ impl Service<Request<Upload>> for Origin {
             })
             .await?;
             silence.heard();
-            let grpc = is_grpc(response.headers());
+            // RFC 9112 6.1: what is coded in another way, or twice, would be passed on as if it were not.
+            let mut coded = response.headers().get_all(TRANSFER_ENCODING).into_iter();
+            let first = coded.next();
+            let chunked =
+                first.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+            if !chunked || coded.next().is_some() {
+                return Err("the upstream used a transfer coding other than chunked".into());
+            }
             // RFC 9112 6.3: the coding tells where it ends, and nobody behind is to think otherwise.
             if response.headers().contains_key(TRANSFER_ENCODING) {
                 response.headers_mut().remove(CONTENT_LENGTH);
@@ -83,7 +96,6 @@ impl Service<Request<Upload>> for Origin {
             Ok(response.map(|body| Download {
                 body: Some(body),
                 silence,
-                grpc,
             }))
         })
     }
@@ -105,7 +117,7 @@ impl Body for Download {
             Poll::Ready(Some(Err(error))) => error.into(),
             Poll::Ready(frame) => {
                 this.silence.heard();
-                return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+                return Poll::Ready(frame.map(|frame| Ok(fields::trailing(frame?))));
             }
             Poll::Pending => match this.silence.poll(cx) {
                 Poll::Ready(error) => error,
@@ -113,10 +125,7 @@ impl Body for Download {
             },
         };
         this.body = None;
-        Poll::Ready(Some(match this.grpc {
-            true => Ok(Frame::trailers(trailers(&error))),
-            false => Err(error),
-        }))
+        Poll::Ready(Some(Err(error)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -127,12 +136,4 @@ impl Body for Download {
         let hint = self.body.as_ref().map(ResponseBody::size_hint);
         hint.unwrap_or_else(|| SizeHint::with_exact(0))
     }
-}
-
-fn trailers(error: &BoxError) -> HeaderMap {
-    let (_, code, message) = answer::meaning(error.as_ref());
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from(code.index() as u64));
-    trailers.insert("grpc-message", HeaderValue::from_static(message));
-    trailers
 }

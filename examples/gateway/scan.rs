@@ -7,12 +7,16 @@
 
 use std::io;
 
+use crate::fields;
+
 /// Follows the requests of one HTTP/1 connection.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
     state: State,
     /// The beginning of the line under way: more than any name or number that matters.
     line: Vec<u8>,
+    /// Whether there was more of it.
+    long: bool,
     /// The last octet of the line under way.
     last: u8,
     head: Head,
@@ -85,6 +89,7 @@ impl Scanner {
         let part = &octets[..end.unwrap_or(octets.len())];
         let room = LINE - self.line.len();
         self.line.extend_from_slice(&part[..part.len().min(room)]);
+        self.long |= part.len() > room;
         if let Some(last) = part.last() {
             self.last = *last;
         }
@@ -104,7 +109,7 @@ impl Scanner {
             }
         }
         self.line.clear();
-        self.last = 0;
+        (self.long, self.last) = (false, 0);
         Ok(end + 1)
     }
 
@@ -135,13 +140,17 @@ impl Scanner {
                     self.state = State::Open;
                 }
             }
-            State::Head => self.head.field(line),
+            State::Head => return self.head.field(line, self.long),
             State::Size => {
                 let digits = line
                     .iter()
                     .take_while(|octet| octet.is_ascii_hexdigit())
                     .count();
                 let size = std::str::from_utf8(&line[..digits]).unwrap_or_default();
+                // What is not here to its end may be any number.
+                if digits == LINE {
+                    return false;
+                }
                 self.state = match u64::from_str_radix(size, 16) {
                     Ok(0) => State::Trailers,
                     Ok(size) => State::Chunk(size.saturating_add(2)),
@@ -156,21 +165,24 @@ impl Scanner {
 }
 
 impl Head {
-    fn field(&mut self, line: &[u8]) {
+    /// Takes a field in; `false` when it must not be. `long` is one that is not here to its end.
+    fn field(&mut self, line: &[u8], long: bool) -> bool {
         let Some(colon) = line.iter().position(|octet| *octet == b':') else {
-            return;
+            return true;
         };
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {
-            // What is no number hyper refuses.
+            let digits = value.iter().all(u8::is_ascii_digit);
             let value = std::str::from_utf8(value).unwrap_or_default();
-            self.length = Some(value.trim().parse().unwrap_or(0));
+            self.length = value.parse().ok().filter(|_| digits && !long);
+            return self.length.is_some();
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            self.chunked = !self.coded && value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+            self.chunked = !self.coded && !long && value.eq_ignore_ascii_case(b"chunked");
             self.coded = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
-            self.upgrade = true;
+            self.upgrade |= fields::switches(value);
         }
+        true
     }
 }
 
@@ -249,6 +261,28 @@ mod tests {
             let head = format!("POST / HTTP/1.1\r\n{first}{second}\r\n");
             spoilt(&format!("{head}0\r\n\r\n"), &head);
         }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_guessed() {
+        let spaces = " ".repeat(LINE);
+        let line = format!("content-length:{spaces}6\r\n");
+        let head = format!("POST / HTTP/1.1\r\n{line}");
+        spoilt(&format!("{head}\r\na\nb\nc\n"), &head);
+        for length in ["+5", "-1", "5, 5", "0x5", "99999999999999999999", ""] {
+            let head = format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n");
+            spoilt(&format!("{head}\r\n"), &head);
+        }
+        let zeros = "0".repeat(LINE);
+        let size = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{zeros}a\r\n");
+        assert!(Scanner::default().scan(&mut size.into_bytes()).is_err());
+    }
+
+    #[test]
+    fn h2c_is_never_granted_and_opens_nothing() {
+        let head = "GET / HTTP/1.1\r\nupgrade: h2c\r\n\r\n";
+        let next = format!("{head}GET / HTTP/1.1\n");
+        spoilt(&next, &next);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tower_flow::error::Reason;
 use tower_flow::{BoxError, Rejection};
 
+use crate::interim::Interim;
 use crate::upload::{Progress, UploadError};
 
 /// Bounds the time in which neither the upstream says anything nor the client's upload moves. It runs only while somebody
@@ -15,6 +16,8 @@ use crate::upload::{Progress, UploadError};
 pub(crate) struct Silence {
     after: Duration,
     upload: Progress,
+    /// Interim answers break it too.
+    interim: Option<Interim>,
     /// Since when somebody asks, and nothing came.
     since: Option<Instant>,
     /// Ends no later than the silence may last. It is not set back for each frame, but when it has ended too early.
@@ -22,10 +25,11 @@ pub(crate) struct Silence {
 }
 
 impl Silence {
-    pub(crate) fn new(after: Duration, upload: Progress) -> Self {
+    pub(crate) fn new(after: Duration, upload: Progress, interim: Option<Interim>) -> Self {
         Self {
             after,
             upload,
+            interim,
             since: None,
             sleep: None,
         }
@@ -34,6 +38,8 @@ impl Silence {
     /// Something came.
     pub(crate) fn heard(&mut self) {
         self.since = None;
+        // Further ones would be another request's.
+        self.interim = None;
     }
 
     /// Nothing came: is it too long?
@@ -45,7 +51,8 @@ impl Silence {
             .get_or_insert_with(|| Box::pin(sleep_until(since + after)));
         loop {
             ready!(sleep.as_mut().poll(cx));
-            since = since.max(self.upload.moved().unwrap_or(since));
+            let interim = self.interim.as_ref().and_then(Interim::last);
+            since = since.max(self.upload.moved().max(interim).unwrap_or(since));
             if since.elapsed() >= after {
                 return Poll::Ready(self.too_long());
             }

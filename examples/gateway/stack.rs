@@ -32,6 +32,8 @@ pub(crate) struct Stacks {
     /// With accounting, outermost.
     pub(crate) grpc: Stack,
     pub(crate) tls: bool,
+    /// Whether an upstream can answer `Expect` for us to see.
+    pub(crate) holds: bool,
     pub(crate) max_body: Option<u64>,
     /// How long nothing may come.
     pub(crate) timeout: Duration,
@@ -85,6 +87,7 @@ pub(crate) fn build(flags: &Flags, flow: &Flow) -> Result<Stacks, BoxError> {
         http: stack,
         grpc,
         tls: flags.tls.is_some(),
+        holds: flags.upstreams.iter().any(|target| !target.h2c),
         max_body: flags.max_body,
         timeout: flags.timeout,
     })
@@ -95,6 +98,10 @@ fn pool(flags: &Flags, flow: &Flow) -> Result<ConnPool<Upload>, BoxError> {
     if let Some(path) = &flags.upstream_ca {
         tls = tls.roots(tls::roots(path)?);
     }
+    // A connection whose other end is gone without a word is left for another.
+    let every = flags
+        .timeout
+        .clamp(Duration::from_secs(1), Duration::from_secs(10));
     let pool = ConnPool::builder(Connector::new(tls, Target::h2c(&flags.upstreams)))
         .name("gateway")
         .max_connections(flags.max_connections)
@@ -105,6 +112,9 @@ fn pool(flags: &Flags, flow: &Flow) -> Result<ConnPool<Upload>, BoxError> {
         .max_pending_per_host(16_384)
         .acquire_timeout(flags.acquire_timeout)
         .connect_timeout(flags.connect_timeout)
+        .http2(move |http2| {
+            http2.keep_alive_interval(every).keep_alive_timeout(every);
+        })
         .timings(flags.admin.is_some())
         .host_metrics(flags.upstreams.len())
         .attach(flow);

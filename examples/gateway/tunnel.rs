@@ -5,12 +5,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
 use crate::drain::Drain;
+use crate::erased::Body;
 
-/// Carries octets both ways until both sides have said their last. It counts as open: a drain waits for it.
-pub(crate) fn dig(client: OnUpgrade, upstream: OnUpgrade, drain: &Drain) {
+/// Carries octets both ways until both sides have said their last. It counts as open, so that a drain waits for
+/// it, and `held` is dropped with it.
+pub(crate) fn dig(client: OnUpgrade, upstream: OnUpgrade, held: Body, drain: &Drain) {
     let open = drain.hold();
     tokio::spawn(async move {
-        let _open = open;
+        let _held = (open, held);
         // Where one of them never became a tunnel, the other is closed by being dropped.
         let Ok((client, upstream)) = tokio::try_join!(client, upstream) else {
             return;

@@ -18,6 +18,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio::time::Instant;
 use tower_flow::BoxError;
 
+use crate::fields;
+
 /// A request's body, or that it has none. Once one has read of it, it is that one's.
 #[derive(Debug)]
 pub(crate) struct Upload {
@@ -48,7 +50,17 @@ struct Source {
     reader: Option<Waker>,
     /// When there last was a frame.
     moved: Option<Instant>,
+    /// How it failed, if it did. hyper's HTTP/2 does not hand it back.
+    failed: Option<Failed>,
+    /// Whether its reader went away before its end.
+    left_off: bool,
     left: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Failed {
+    TooLarge,
+    Client,
 }
 
 /// Why a client's body came to no good end.
@@ -76,6 +88,8 @@ impl Upload {
                     held,
                     reader: None,
                     moved: None,
+                    failed: None,
+                    left_off: false,
                     left: largest.unwrap_or(u64::MAX),
                 }),
                 starved: AtomicBool::new(false),
@@ -108,7 +122,10 @@ impl Drop for Upload {
     /// The client need not be read from for nobody.
     fn drop(&mut self) {
         if let Some(shared) = self.shared.as_ref().filter(|_| self.reads) {
-            let body = shared.source().body.take();
+            let mut source = shared.source();
+            let body = source.body.take();
+            source.left_off |= body.as_ref().is_some_and(|body| !body.is_end_stream());
+            drop(source);
             drop(body);
         }
     }
@@ -149,14 +166,20 @@ impl Body for Upload {
                 match source.left.checked_sub(length) {
                     Some(left) => {
                         source.left = left;
-                        return Poll::Ready(Some(Ok(frame)));
+                        return Poll::Ready(Some(Ok(fields::trailing(frame))));
                     }
-                    None => Some(UploadError::TooLarge.into()),
+                    None => {
+                        source.failed = Some(Failed::TooLarge);
+                        Some(UploadError::TooLarge.into())
+                    }
                 }
             }
             // One within another knows better.
             Some(Err(error)) if error.is::<UploadError>() => Some(error),
-            Some(Err(error)) => Some(UploadError::Client(error).into()),
+            Some(Err(error)) => {
+                source.failed = Some(Failed::Client);
+                Some(UploadError::Client(error).into())
+            }
             None => None,
         };
         source.body = None;
@@ -188,6 +211,29 @@ impl Progress {
     pub(crate) fn starved(&self) -> bool {
         let starved = |shared: &Arc<Shared>| shared.starved.load(Relaxed);
         self.0.as_ref().is_some_and(starved)
+    }
+
+    /// How it failed, if it did.
+    pub(crate) fn failed(&self) -> Option<BoxError> {
+        let failed = self.0.as_ref()?.source().failed?;
+        Some(match failed {
+            Failed::TooLarge => UploadError::TooLarge.into(),
+            Failed::Client => UploadError::Client("it was not whole".into()).into(),
+        })
+    }
+
+    /// Whether some of it was not read.
+    pub(crate) fn unread(&self) -> bool {
+        let unread = |shared: &Arc<Shared>| {
+            let source = shared.source();
+            source.left_off
+                || source.failed.is_some()
+                || source
+                    .body
+                    .as_ref()
+                    .is_some_and(|body| !body.is_end_stream())
+        };
+        self.0.as_ref().is_some_and(unread)
     }
 
     /// Whether it waits for the upstream's 100.

@@ -78,7 +78,7 @@ impl Target {
         let (scheme, rest) = text
             .split_once("://")
             .ok_or("http://, https:// or h2c:// is wanted in front")?;
-        let (scheme, port, h2c) = match scheme {
+        let (scheme, port, h2c) = match &*scheme.to_ascii_lowercase() {
             "http" => (Scheme::HTTP, 80, false),
             "h2c" => (Scheme::HTTP, 80, true),
             "https" => (Scheme::HTTPS, 443, false),
@@ -91,11 +91,13 @@ impl Target {
         if authority.host().is_empty() || authority.as_str().contains('@') {
             return Err(format!("{authority:?} is no host with a port"));
         }
-        let authority = match authority.port() {
-            Some(_) => authority,
-            None => format!("{authority}:{port}")
-                .parse()
-                .map_err(|error| format!("{error}"))?,
+        // A port that goes without saying is not said: not to the pool, nor in `Host` or `:authority`.
+        let bare = authority.as_str().len() == authority.host().len();
+        let authority = match authority.port_u16() {
+            None if !bare => return Err(format!("{authority} has no port that can be")),
+            Some(0) => return Err("nobody has port 0".into()),
+            Some(own) if own == port => authority.host().parse().map_err(|_| "it has no host")?,
+            _ => authority,
         };
         Ok(Self {
             scheme,
@@ -106,16 +108,16 @@ impl Target {
 
     /// The `Host` of requests to it.
     fn host(&self) -> HeaderValue {
-        let own = if self.scheme == Scheme::HTTPS {
-            443
-        } else {
-            80
-        };
-        let host = match self.authority.port_u16() {
-            Some(port) if port == own => self.authority.host(),
-            _ => self.authority.as_str(),
-        };
-        HeaderValue::from_str(host).expect("an authority is a header's value")
+        HeaderValue::from_str(self.authority.as_str()).expect("an authority is a header's value")
+    }
+
+    /// One that is there already, or that differs only in what is spoken there.
+    pub(crate) fn twice(targets: &[Self]) -> Option<&Self> {
+        let same = |a: &Self, b: &Self| a.scheme == b.scheme && a.authority == b.authority;
+        let mut numbered = targets.iter().enumerate();
+        let again =
+            numbered.find(|(n, target)| targets[..*n].iter().any(|other| same(other, target)));
+        again.map(|(_, target)| target)
     }
 
     /// Where those are that speak HTTP/2 without TLS.
@@ -203,7 +205,7 @@ where
             std::future::poll_fn(|cx| self.client.poll_ready(cx)).await?;
             let error = match self.client.call(attempt).await {
                 Ok(response) => {
-                    upstream.health().answered();
+                    upstream.health().answered(Instant::now());
                     return Ok(response.map(|body| Counted::boxed(body, in_flight)));
                 }
                 Err(error) => error,
@@ -306,12 +308,19 @@ impl Health {
         self.until.is_some_and(|until| now < until)
     }
 
-    fn answered(&mut self) {
-        *self = Self::default();
+    /// What was asked before it failed says nothing of it now.
+    fn answered(&mut self, now: Instant) {
+        if !self.left_alone(now) {
+            *self = Self::default();
+        }
     }
 
     /// It broke off, or was silent: some do now and then.
     fn failed(&mut self, now: Instant) {
+        // One pause for all who find out at the same time.
+        if self.left_alone(now) {
+            return;
+        }
         self.failures += 1;
         if self.failures >= FAILURES {
             let doubled = 1 << (self.failures - FAILURES).min(16);
@@ -321,11 +330,8 @@ impl Health {
 
     /// It is not there.
     fn unreachable(&mut self, now: Instant) {
-        // One pause for all who find out at the same time.
-        if !self.left_alone(now) {
-            self.failures = self.failures.max(FAILURES - 1);
-            self.failed(now);
-        }
+        self.failures = self.failures.max(FAILURES - 1);
+        self.failed(now);
     }
 }
 

@@ -27,9 +27,13 @@ pin_project! {
         interim: Interim,
         // Whether an interim answer is written in part.
         within: bool,
-        // How long a head that has begun may take.
-        patience: Duration,
+        // Whether nothing was read yet.
+        fresh: bool,
+        patience: Patience,
+        // Ends when a head has taken too long.
         late: Option<Pin<Box<Sleep>>>,
+        // Ends when the client has not read for too long.
+        stalled: Option<Pin<Box<Sleep>>>,
         cut: Cut,
     }
 
@@ -40,6 +44,15 @@ pin_project! {
             }
         }
     }
+}
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// To send its first octet.
+    pub(crate) first: Duration,
+    /// To send a head that has begun, or to read some of an answer.
+    pub(crate) silence: Duration,
 }
 
 /// Whether the connection is to end in a way nobody takes for the end of an answer. Clones are the same.
@@ -72,14 +85,16 @@ impl Abort for TlsStream<TcpStream> {
 }
 
 impl<IO: Abort> Wire<IO> {
-    pub(crate) fn new(io: IO, interim: Interim, cut: Cut, patience: Duration) -> Self {
+    pub(crate) fn new(io: IO, interim: Interim, cut: Cut, patience: Patience) -> Self {
         Self {
             io,
             scanner: Scanner::default(),
             interim,
             within: false,
+            fresh: true,
             patience,
             late: None,
+            stalled: None,
             cut,
         }
     }
@@ -93,7 +108,7 @@ impl<IO: AsyncWrite + Abort> Wire<IO> {
             let io = this.io.as_mut();
             *this.within = true;
             let written = this.interim.write(|octets| io.poll_write(cx, octets));
-            if ready!(written)? == 0 {
+            if ready!(unless_stalled(written, this.stalled, this.patience, cx))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
         }
@@ -105,6 +120,22 @@ impl<IO: AsyncWrite + Abort> Wire<IO> {
     }
 }
 
+/// `done`, or an error once that has been pending for too long: a client that does not read holds what others wait for.
+fn unless_stalled<T>(
+    done: Poll<io::Result<T>>,
+    stalled: &mut Option<Pin<Box<Sleep>>>,
+    patience: &Patience,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<T>> {
+    if done.is_ready() {
+        *stalled = None;
+        return done;
+    }
+    let since = stalled.get_or_insert_with(|| Box::pin(sleep(patience.silence)));
+    ready!(since.as_mut().poll(cx));
+    Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+}
+
 impl<IO: AsyncRead + Abort> AsyncRead for Wire<IO> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -114,12 +145,16 @@ impl<IO: AsyncRead + Abort> AsyncRead for Wire<IO> {
         let this = self.project();
         let before = buf.filled().len();
         if this.io.poll_read(cx, buf)?.is_pending() {
-            if this.scanner.within_head() {
-                let begun = || Box::pin(sleep(*this.patience));
+            if *this.fresh || this.scanner.within_head() {
+                let Patience { first, silence } = *this.patience;
+                let begun = || Box::pin(sleep(if *this.fresh { first } else { silence }));
                 ready!(this.late.get_or_insert_with(begun).as_mut().poll(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             return Poll::Pending;
+        }
+        if std::mem::take(this.fresh) {
+            *this.late = None;
         }
         let scanned = this.scanner.scan(&mut buf.filled_mut()[before..]);
         if !this.scanner.within_head() {
@@ -138,7 +173,9 @@ impl<IO: AsyncWrite + Abort> AsyncWrite for Wire<IO> {
         if self.within {
             ready!(self.as_mut().poll_interim(cx))?;
         }
-        self.project().io.poll_write(cx, buf)
+        let this = self.project();
+        let written = this.io.poll_write(cx, buf);
+        unless_stalled(written, this.stalled, this.patience, cx)
     }
 
     fn poll_write_vectored(
@@ -149,7 +186,9 @@ impl<IO: AsyncWrite + Abort> AsyncWrite for Wire<IO> {
         if self.within {
             ready!(self.as_mut().poll_interim(cx))?;
         }
-        self.project().io.poll_write_vectored(cx, bufs)
+        let this = self.project();
+        let written = this.io.poll_write_vectored(cx, bufs);
+        unless_stalled(written, this.stalled, this.patience, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -160,7 +199,9 @@ impl<IO: AsyncWrite + Abort> AsyncWrite for Wire<IO> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.interim.flushed_by(cx.waker());
         ready!(self.as_mut().poll_interim(cx))?;
-        self.project().io.poll_flush(cx)
+        let this = self.project();
+        let flushed = this.io.poll_flush(cx);
+        unless_stalled(flushed, this.stalled, this.patience, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
