@@ -18,7 +18,7 @@ use crate::rules::{self, Refused};
 use crate::stack::Stacks;
 use crate::tunnel;
 use crate::upload::{Progress, Upload};
-use crate::wire::Cut;
+use crate::wire::Line;
 
 /// Marks an answer after which the connection is of no more use.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ pub(crate) struct Edge {
     tls: bool,
     drain: Drain,
     interim: Interim,
-    cut: Cut,
+    line: Line,
     /// Who sent the last request.
     client: Mutex<Arc<Client>>,
     stacks: Stacks,
@@ -42,14 +42,14 @@ impl Edge {
         stacks: Stacks,
         drain: Drain,
         interim: Interim,
-        cut: Cut,
+        line: Line,
     ) -> Self {
         Self {
             peer,
             tls: stacks.tls,
             drain,
             interim,
-            cut,
+            line,
             client: Mutex::new(Arc::new(Client::new(peer, stacks.tls, None))),
             stacks,
         }
@@ -79,9 +79,9 @@ impl Edge {
         }
         if version < Version::HTTP_2 {
             let last = response.extensions_mut().remove::<Last>().is_some();
-            // What follows a request to switch was not looked at: it is not to be read as another request.
+            // What was not looked at is not to be read as another request.
             let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-            if !switched && (last || switches || self.drain.ending()) {
+            if !switched && (last || switches && !self.line.stay() || self.drain.ending()) {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
@@ -198,10 +198,10 @@ impl Edge {
 
     /// A body of unknown length ends with its connection in HTTP/1.0: one that breaks off must not end alike.
     fn unmistakable(&self, response: Response<Body>) -> Response<Body> {
-        let cut = self.cut.clone();
+        let line = self.line.clone();
         response.map(|body| {
             let body = body.map_err(move |error| {
-                cut.cut();
+                line.cut();
                 error
             });
             body.boxed_unsync()

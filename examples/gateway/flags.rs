@@ -49,8 +49,8 @@ impl Flags {
     /// Ends the program with a sentence and 2 where they make no sense.
     pub(crate) fn read() -> Self {
         let flags = Self::from(&command().get_matches());
-        if let Some(target) = Target::twice(&flags.upstreams) {
-            let message = format!("--upstream {target} is there already\n");
+        if let Some(target) = Target::ambiguous(&flags.upstreams) {
+            let message = format!("--upstream {target} is there with another scheme too\n");
             command().error(ErrorKind::ValueValidation, message).exit();
         }
         flags
@@ -121,7 +121,7 @@ fn command() -> Command {
     Command::new("gateway")
         .about("A reverse proxy for HTTP/1.1, HTTP/2 and gRPC with every layer of tower-flow by a flag")
         .after_help("Durations read 500ms, 2s, 1m. A connection to an upstream has 2s to be made, or --timeout where that is less; 16384 \
-             requests may wait for one. A client may be idle for 60s between requests, and may have 1024 HTTP/2 streams.")
+             requests may wait for one. A client may be idle for 60s between requests and in the midst of an answer, and may have 1024 HTTP/2 streams.")
         .args([
             takes("listen", "ADDR", "Where to listen; port 0 takes a free one")
                 .value_parser(value_parser!(SocketAddr))
@@ -165,7 +165,7 @@ fn command() -> Command {
             takes("descriptor-set", "FILE", "Methods and their types, as protoc --descriptor_set_out writes them")
                 .value_parser(value_parser!(PathBuf))
                 .requires("grpc-metrics"),
-            takes("timeout", "D", "How long an upstream may be silent, before its answer and in it, and a client in the midst of a request or an answer [default: 60s]")
+            takes("timeout", "D", "How long an upstream may be silent, before its answer and in it, and a client in the midst of a request [default: 60s]")
                 .value_parser(duration),
             takes("max-body", "BYTES", "The largest request body [default: any]")
                 .value_parser(value_parser!(u64)),

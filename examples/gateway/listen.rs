@@ -23,7 +23,7 @@ use crate::flags::Flags;
 use crate::interim::Interim;
 use crate::stack::Stacks;
 use crate::tls;
-use crate::wire::{Abort, Cut, Patience, Wire};
+use crate::wire::{Abort, Line, Patience, Wire};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -193,14 +193,15 @@ impl Connection {
 
     async fn speak<IO: AsyncRead + AsyncWrite + Abort + Unpin + Send + 'static>(self, io: IO) {
         let interim = Interim::default();
-        let cut = Cut::default();
+        let line = Line::default();
         let patience = Patience {
             first: HEAD,
-            silence: self.stacks.timeout.min(HEAD),
+            head: self.stacks.timeout.min(HEAD),
+            unread: HEAD,
         };
-        let wire = TokioIo::new(Wire::new(io, interim.clone(), cut.clone(), patience));
+        let wire = TokioIo::new(Wire::new(io, interim.clone(), line.clone(), patience));
         let spoke_http2 = Arc::new(AtomicBool::new(false));
-        let edge = Edge::new(self.peer, self.stacks, self.drain.clone(), interim, cut);
+        let edge = Edge::new(self.peer, self.stacks, self.drain.clone(), interim, line);
         let (edge, seen) = (Arc::new(edge), spoke_http2.clone());
         let service = service_fn(move |req| {
             let edge = edge.clone();

@@ -20,6 +20,8 @@ pub(crate) struct Scanner {
     /// The last octet of the line under way.
     last: u8,
     head: Head,
+    /// Whether something was let pass behind a request to switch.
+    early: bool,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -34,6 +36,8 @@ enum State {
     /// So many octets of a chunk are left, with the CRLF after it.
     Chunk(u64),
     Trailers,
+    /// The head just read asked to switch.
+    Asked,
     /// Nobody looks any more: HTTP/2, an upgrade, or what hyper will refuse by itself.
     Open,
 }
@@ -43,6 +47,8 @@ enum State {
 struct Head {
     begun: bool,
     length: Option<u64>,
+    /// Whether one of its lengths is no number.
+    unclear: bool,
     coded: bool,
     /// Whether that is in chunks, once and no more.
     chunked: bool,
@@ -61,6 +67,11 @@ impl Scanner {
     pub(crate) fn scan(&mut self, mut octets: &mut [u8]) -> io::Result<()> {
         while !octets.is_empty() {
             let taken = match self.state {
+                State::Asked => {
+                    self.early = true;
+                    self.state = State::Open;
+                    break;
+                }
                 State::Open => break,
                 State::Body(left) => self.skip(left, octets.len(), State::Head, State::Body),
                 State::Chunk(left) => self.skip(left, octets.len(), State::Size, State::Chunk),
@@ -69,6 +80,18 @@ impl Scanner {
             octets = &mut octets[taken..];
         }
         Ok(())
+    }
+
+    /// A request to switch was not granted.
+    pub(crate) fn stay(&mut self) {
+        if self.state == State::Asked {
+            self.state = State::Head;
+        }
+    }
+
+    /// Whether something was let pass behind a request to switch.
+    pub(crate) fn early(&self) -> bool {
+        self.early
     }
 
     /// Whether part of a head is there, and not all of it.
@@ -120,11 +143,11 @@ impl Scanner {
             State::Head if line.is_empty() && !self.head.begun => {}
             State::Head if line.is_empty() => {
                 let head = std::mem::take(&mut self.head);
-                if head.coded && (head.length.is_some() || !head.chunked) {
+                if head.unclear || head.coded && (head.length.is_some() || !head.chunked) {
                     return false;
                 }
                 self.state = match head {
-                    Head { upgrade: true, .. } => State::Open,
+                    Head { upgrade: true, .. } => State::Asked,
                     Head { coded: true, .. } => State::Size,
                     Head {
                         length: Some(length @ 1..),
@@ -136,11 +159,12 @@ impl Scanner {
             State::Head if !self.head.begun => {
                 self.head.begun = true;
                 // The first line of HTTP/2's preface.
-                if line == b"PRI * HTTP/2.0" || line.starts_with(b"CONNECT ") {
+                if line == b"PRI * HTTP/2.0" {
                     self.state = State::Open;
                 }
+                self.head.upgrade = line.starts_with(b"CONNECT ");
             }
-            State::Head => return self.head.field(line, self.long),
+            State::Head => self.head.field(line, self.long),
             State::Size => {
                 let digits = line
                     .iter()
@@ -165,24 +189,23 @@ impl Scanner {
 }
 
 impl Head {
-    /// Takes a field in; `false` when it must not be. `long` is one that is not here to its end.
-    fn field(&mut self, line: &[u8], long: bool) -> bool {
+    /// Takes a field in. `long` is one that is not here to its end.
+    fn field(&mut self, line: &[u8], long: bool) {
         let Some(colon) = line.iter().position(|octet| *octet == b':') else {
-            return true;
+            return;
         };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {
             let digits = value.iter().all(u8::is_ascii_digit);
             let value = std::str::from_utf8(value).unwrap_or_default();
             self.length = value.parse().ok().filter(|_| digits && !long);
-            return self.length.is_some();
+            self.unclear |= self.length.is_none();
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.chunked = !self.coded && !long && value.eq_ignore_ascii_case(b"chunked");
             self.coded = true;
         } else if name.eq_ignore_ascii_case(b"upgrade") {
             self.upgrade |= fields::switches(value);
         }
-        true
     }
 }
 
@@ -267,15 +290,35 @@ mod tests {
     fn what_does_not_fit_is_not_guessed() {
         let spaces = " ".repeat(LINE);
         let line = format!("content-length:{spaces}6\r\n");
-        let head = format!("POST / HTTP/1.1\r\n{line}");
-        spoilt(&format!("{head}\r\na\nb\nc\n"), &head);
+        let head = format!("POST / HTTP/1.1\r\n{line}\r\n");
+        spoilt(&format!("{head}a\nb\nc\n"), &head);
         for length in ["+5", "-1", "5, 5", "0x5", "99999999999999999999", ""] {
-            let head = format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n");
-            spoilt(&format!("{head}\r\n"), &head);
+            let head = format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n");
+            spoilt(&head, &head);
         }
         let zeros = "0".repeat(LINE);
         let size = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{zeros}a\r\n");
         assert!(Scanner::default().scan(&mut size.into_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_follows_a_request_to_switch_is_another_request_if_it_was_not_granted() {
+        for head in [
+            "GET / HTTP/1.1\r\nupgrade: x\r\n\r\n",
+            "CONNECT a:1 HTTP/1.1\r\n\r\n",
+        ] {
+            let mut scanner = Scanner::default();
+            scanner.scan(&mut head.as_bytes().to_vec()).unwrap();
+            assert!(!scanner.early());
+            scanner.stay();
+            let mut next = b"GET / HTTP/1.1\n".to_vec();
+            scanner.scan(&mut next).unwrap();
+            assert!(next.ends_with(b"\0"));
+
+            let mut scanner = Scanner::default();
+            scanner.scan(&mut format!("{head}\n").into_bytes()).unwrap();
+            assert!(scanner.early());
+        }
     }
 
     #[test]

@@ -111,13 +111,14 @@ impl Target {
         HeaderValue::from_str(self.authority.as_str()).expect("an authority is a header's value")
     }
 
-    /// One that is there already, or that differs only in what is spoken there.
-    pub(crate) fn twice(targets: &[Self]) -> Option<&Self> {
-        let same = |a: &Self, b: &Self| a.scheme == b.scheme && a.authority == b.authority;
-        let mut numbered = targets.iter().enumerate();
-        let again =
-            numbered.find(|(n, target)| targets[..*n].iter().any(|other| same(other, target)));
-        again.map(|(_, target)| target)
+    /// One that is there already and spoken to in another way.
+    pub(crate) fn ambiguous(targets: &[Self]) -> Option<&Self> {
+        let differ = |a: &Self, b: &Self| {
+            a.scheme == b.scheme && a.authority == b.authority && a.h2c != b.h2c
+        };
+        targets
+            .iter()
+            .find(|target| targets.iter().any(|other| differ(target, other)))
     }
 
     /// Where those are that speak HTTP/2 without TLS.

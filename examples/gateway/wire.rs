@@ -34,12 +34,12 @@ pin_project! {
         late: Option<Pin<Box<Sleep>>>,
         // Ends when the client has not read for too long.
         stalled: Option<Pin<Box<Sleep>>>,
-        cut: Cut,
+        line: Line,
     }
 
     impl<IO: Abort> PinnedDrop for Wire<IO> {
         fn drop(this: Pin<&mut Self>) {
-            if this.cut.0.load(Relaxed) {
+            if this.line.0.cut.load(Relaxed) {
                 this.io.abort();
             }
         }
@@ -51,17 +51,34 @@ pin_project! {
 pub(crate) struct Patience {
     /// To send its first octet.
     pub(crate) first: Duration,
-    /// To send a head that has begun, or to read some of an answer.
-    pub(crate) silence: Duration,
+    /// To send a head that has begun.
+    pub(crate) head: Duration,
+    /// To read some of an answer.
+    pub(crate) unread: Duration,
 }
 
-/// Whether the connection is to end in a way nobody takes for the end of an answer. Clones are the same.
+/// What the edge and the wire of a connection tell each other; both are polled in its task. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cut(Arc<AtomicBool>);
+pub(crate) struct Line(Arc<Told>);
 
-impl Cut {
+#[derive(Debug, Default)]
+struct Told {
+    cut: AtomicBool,
+    refused: AtomicBool,
+    early: AtomicBool,
+}
+
+impl Line {
+    /// The connection is to end in a way nobody takes for the end of an answer.
     pub(crate) fn cut(&self) {
-        self.0.store(true, Relaxed);
+        self.0.cut.store(true, Relaxed);
+    }
+
+    /// A request to switch was not granted: what follows is another request. `false` when some of that is read already, and
+    /// was not looked at.
+    pub(crate) fn stay(&self) -> bool {
+        self.0.refused.store(true, Relaxed);
+        !self.0.early.load(Relaxed)
     }
 }
 
@@ -85,7 +102,7 @@ impl Abort for TlsStream<TcpStream> {
 }
 
 impl<IO: Abort> Wire<IO> {
-    pub(crate) fn new(io: IO, interim: Interim, cut: Cut, patience: Patience) -> Self {
+    pub(crate) fn new(io: IO, interim: Interim, line: Line, patience: Patience) -> Self {
         Self {
             io,
             scanner: Scanner::default(),
@@ -95,7 +112,7 @@ impl<IO: Abort> Wire<IO> {
             patience,
             late: None,
             stalled: None,
-            cut,
+            line,
         }
     }
 }
@@ -131,7 +148,7 @@ fn unless_stalled<T>(
         *stalled = None;
         return done;
     }
-    let since = stalled.get_or_insert_with(|| Box::pin(sleep(patience.silence)));
+    let since = stalled.get_or_insert_with(|| Box::pin(sleep(patience.unread)));
     ready!(since.as_mut().poll(cx));
     Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
 }
@@ -146,8 +163,8 @@ impl<IO: AsyncRead + Abort> AsyncRead for Wire<IO> {
         let before = buf.filled().len();
         if this.io.poll_read(cx, buf)?.is_pending() {
             if *this.fresh || this.scanner.within_head() {
-                let Patience { first, silence } = *this.patience;
-                let begun = || Box::pin(sleep(if *this.fresh { first } else { silence }));
+                let Patience { first, head, .. } = *this.patience;
+                let begun = || Box::pin(sleep(if *this.fresh { first } else { head }));
                 ready!(this.late.get_or_insert_with(begun).as_mut().poll(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
@@ -156,7 +173,13 @@ impl<IO: AsyncRead + Abort> AsyncRead for Wire<IO> {
         if std::mem::take(this.fresh) {
             *this.late = None;
         }
+        if this.line.0.refused.swap(false, Relaxed) {
+            this.scanner.stay();
+        }
         let scanned = this.scanner.scan(&mut buf.filled_mut()[before..]);
+        if this.scanner.early() {
+            this.line.0.early.store(true, Relaxed);
+        }
         if !this.scanner.within_head() {
             *this.late = None;
         }
