@@ -22,6 +22,7 @@ pub(crate) struct Scanner {
     head: Head,
     /// Whether something was let pass behind a request to switch.
     early: bool,
+    spoilt: bool,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -82,6 +83,11 @@ impl Scanner {
         Ok(())
     }
 
+    /// Whether a head was spoilt since somebody asked. hyper parses it only once there is the end of one.
+    pub(crate) fn take_spoilt(&mut self) -> bool {
+        std::mem::take(&mut self.spoilt)
+    }
+
     /// A request to switch was not granted.
     pub(crate) fn stay(&mut self) {
         if self.state == State::Asked {
@@ -123,6 +129,7 @@ impl Scanner {
         let bare = self.last != b'\r';
         if bare || !self.ended() {
             octets[end] = 0;
+            self.spoilt = true;
             self.state = State::Open;
             if chunked {
                 return Err(io::Error::new(

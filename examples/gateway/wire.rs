@@ -46,6 +46,9 @@ pin_project! {
     }
 }
 
+/// The end of a head, however it was spoilt.
+const END: &[u8] = b"\r\n\r\n";
+
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
@@ -160,6 +163,10 @@ impl<IO: AsyncRead + Abort> AsyncRead for Wire<IO> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.project();
+        if this.scanner.take_spoilt() && buf.remaining() >= END.len() {
+            buf.put_slice(END);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         if this.io.poll_read(cx, buf)?.is_pending() {
             if *this.fresh || this.scanner.within_head() {
