@@ -7,9 +7,10 @@ use crate::base::clock::Instant;
 
 /// # Invariants
 ///
-/// There are at most `connections` lines, those being dialled included. A line carries at most `in_flight` requests,
-/// and each counts from when it was granted until its release. Nobody waits while a line that is up has room, once
-/// [`grant`](Core::grant) had nothing more to say.
+/// There are at most `connections` lines, those being dialled included; when that limit is lowered, the lines beyond it
+/// retire: they are granted no more, and [`retired`](Core::retired) tells when nothing is in flight on one. A line
+/// carries at most `in_flight` requests, and each counts from when it was granted until its release. Nobody waits while
+/// a line that is up and stays has room, once [`grant`](Core::grant) had nothing more to say.
 #[derive(Debug)]
 pub(super) struct Core {
     limits: Limits,
@@ -43,7 +44,12 @@ struct Line {
     /// When it was picked last.
     turn: u64,
     served: u64,
+    /// It is one too many.
+    retires: bool,
 }
+
+/// How long no dial follows one that failed at least, whatever the back-off: else it would be tried without end.
+const SOONEST: Duration = Duration::from_millis(1);
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -117,9 +123,47 @@ impl Core {
         &self.limits
     }
 
-    /// Changes the limits; what is there beyond them stays until it ends.
+    /// Changes the limits; requests in flight beyond them end as they will.
     pub(super) fn limit(&mut self, change: impl FnOnce(&mut Limits)) {
         change(&mut self.limits);
+        self.settle();
+    }
+
+    /// Decides which lines are too many: those that are down first, then those with least to do.
+    fn settle(&mut self) {
+        let stay = self.limits.connections;
+        self.lines.iter_mut().for_each(|line| line.retires = false);
+        if self.lines.len() <= stay {
+            return;
+        }
+        let mut order: Vec<_> = (0..self.lines.len()).collect();
+        order.sort_by_key(|at| {
+            let line = &self.lines[*at];
+            let worth = match line.state {
+                LineState::Up => 2,
+                LineState::Dialling => 1,
+                LineState::Down => 0,
+            };
+            std::cmp::Reverse((worth, line.in_flight))
+        });
+        for at in order.split_off(stay) {
+            self.lines[at].retires = true;
+        }
+    }
+
+    /// Whether some retire.
+    pub(super) fn has_too_many(&self) -> bool {
+        self.lines.len() > self.limits.connections
+    }
+
+    /// A line that is one too many and carries nothing: it is out, and to be closed.
+    pub(super) fn retired(&mut self) -> Option<u64> {
+        let ends = |line: &Line| {
+            line.retires && line.in_flight == 0 && line.state != LineState::Dialling
+        };
+        let id = self.lines.iter().find(|line| ends(line))?.id;
+        self.gone(id);
+        Some(id)
     }
 
     /// A request comes.
@@ -166,7 +210,7 @@ impl Core {
         let free = self
             .lines
             .iter_mut()
-            .filter(|line| line.state == LineState::Up && line.in_flight < max);
+            .filter(|line| line.is_usable() && line.in_flight < max);
         let line = free.min_by_key(|line| (line.in_flight, line.turn))?;
         self.turn += 1;
         line.turn = self.turn;
@@ -182,8 +226,7 @@ impl Core {
         if self.closed || backing_off || self.lines.len() >= self.limits.connections {
             return None;
         }
-        let count = |state| self.lines.iter().filter(|line| line.state == state).count();
-        let (up, dialling) = (count(LineState::Up), count(LineState::Dialling));
+        let (up, dialling) = (self.count(LineState::Up), self.count(LineState::Dialling));
         let least = self
             .lines
             .iter()
@@ -209,6 +252,7 @@ impl Core {
             in_flight: 0,
             turn: self.turn,
             served: 0,
+            retires: false,
         });
         Some(id)
     }
@@ -224,16 +268,17 @@ impl Core {
     pub(super) fn dial_failed(&mut self, now: Instant, id: u64) -> Vec<u64> {
         self.counts.failed += 1;
         self.lines.retain(|line| line.id != id);
+        self.settle();
         let streak = self.failed.map_or(0, |failed| failed.streak);
         let (first, longest) = self.limits.backoff;
         let pause = first
             .saturating_mul(2u32.saturating_pow(streak))
-            .min(longest);
+            .min(longest)
+            .max(SOONEST);
         self.failed = Some(Failed {
             until: now + pause,
             streak: streak.saturating_add(1),
         });
-        self.warm = self.warm.min(self.lines.len());
         match self.lines.is_empty() {
             true => self.queue.drain(..).collect(),
             false => Vec::new(),
@@ -259,6 +304,7 @@ impl Core {
         let before = self.lines.len();
         self.lines.retain(|line| line.id != id);
         self.counts.gone += (before - self.lines.len()) as u64;
+        self.settle();
     }
 
     /// A request that was granted `id` ended, or was not begun.
@@ -292,7 +338,8 @@ impl Core {
 
     /// Whether there are connections and all have lost their server: whoever comes now can only wait.
     pub(super) fn is_down(&self) -> bool {
-        !self.lines.is_empty() && self.lines.iter().all(|line| line.state == LineState::Down)
+        let mut stay = self.lines.iter().filter(|line| !line.retires);
+        !self.lines.is_empty() && stay.all(|line| line.state == LineState::Down)
     }
 
     /// Whether somebody waits for what no event will tell: that a server is back, or that a dial may follow a failed
@@ -337,6 +384,12 @@ impl Core {
     fn id(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+}
+
+impl Line {
+    fn is_usable(&self) -> bool {
+        self.state == LineState::Up && !self.retires
     }
 }
 

@@ -228,6 +228,8 @@ impl Inspect for NatsPoolHandle {
                     MAX_IN_FLIGHT => limits.in_flight = to,
                     _ => limits.waiting = to,
                 });
+                // Who waits may go on now, and connections that are too many are closed.
+                self.0.pump();
                 Ok(())
             }
             _ => {

@@ -1,5 +1,5 @@
-//! What is held of a pool, and given back by being dropped: a place on a line, in the queue, among those who wait until it is
-//! ready.
+//! What is held of a pool, and given back by being dropped: a place on a line, in the queue, among those who wait until
+//! it is ready.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -54,7 +54,7 @@ impl Drop for Lease {
         let mut state = self.shared.lock();
         state.core.release(self.id);
         let closing = state.core.is_closed();
-        let waited_for = state.core.waiting() > 0;
+        let waited_for = state.core.waiting() > 0 || state.core.has_too_many();
         drop(state);
         if closing {
             self.shared.changed.notify_waiters();

@@ -16,7 +16,7 @@ use super::super::line::Line;
 use super::buckets::Buckets;
 use super::core::{Asked, Core, Limits, LineState};
 use super::lease::{Lease, Place, Seat};
-use super::tasks::{dial, watch};
+use super::tasks::{Dialling, LOOK, Watched, dial, watch};
 use crate::base::clock::{self, Instant};
 use crate::base::error::SharedError;
 use crate::base::metrics::Histogram;
@@ -37,11 +37,15 @@ pub(super) struct Shared {
     pub(super) changed: Notify,
 }
 
+/// How one who waits is told.
+type Granted = oneshot::Sender<Result<Lease, Error>>;
+
 pub(super) struct State {
     pub(super) core: Core,
     pub(super) lines: HashMap<u64, Arc<Line>>,
-    pub(super) dials: HashMap<u64, AbortHandle>,
-    pub(super) waiting: HashMap<u64, oneshot::Sender<Result<Lease, Error>>>,
+    /// Dials under way; none has a task before that is spawned.
+    pub(super) dials: HashMap<u64, Option<AbortHandle>>,
+    pub(super) waiting: HashMap<u64, Granted>,
     /// Who asked whether the pool is ready while it was not.
     pub(super) seats: HashMap<u64, Waker>,
     pub(super) next_seat: u64,
@@ -143,46 +147,50 @@ impl Shared {
         loop {
             let mut state = self.lock();
             let now = clock::now();
-            while let Some(here) = &here
+            let retired: Vec<_> = std::iter::from_fn(|| {
+                let id = state.core.retired()?;
+                state.lines.remove(&id)
+            })
+            .collect();
+            let mut dials = Vec::new();
+            while here.is_some()
                 && let Some(id) = state.core.dial(now)
             {
-                let task = here.spawn(dial(Arc::downgrade(self), id));
-                state.dials.insert(id, task.abort_handle());
+                state.dials.insert(id, None);
+                dials.push(id);
             }
             let seats = match state.core.is_down() && !state.core.is_closed() {
                 true => HashMap::new(),
                 false => std::mem::take(&mut state.seats),
             };
             let unwatched = !state.watched && (state.core.is_stranded() || !state.seats.is_empty());
-            if let Some(here) = here.as_ref().filter(|_| unwatched) {
-                state.watched = true;
-                drop(here.spawn(watch(Arc::downgrade(self))));
-            }
+            let watches = here.as_ref().filter(|_| unwatched);
+            state.watched |= watches.is_some();
             let granted = state.core.grant().map(|(ticket, id)| {
                 let lease = Lease::new(self, id, &state);
                 (state.waiting.remove(&ticket), lease)
             });
             drop(state);
+            // A runtime that ends drops a task within `spawn`, and the task takes the lock then.
+            if let Some(here) = watches {
+                drop(here.spawn(watch(Watched(Arc::downgrade(self)))));
+            }
+            for id in dials {
+                let Some(here) = &here else { break };
+                let task = here.spawn(dial(Dialling::new(self, id))).abort_handle();
+                match self.lock().dials.get_mut(&id) {
+                    Some(dial) => *dial = Some(task),
+                    // It ended already, or the pool was closed.
+                    None => task.abort(),
+                }
+            }
+            drop(retired);
             seats.into_values().for_each(Waker::wake);
             match granted {
                 // One who has gone in this moment drops the lease, which is passed on.
                 Some((Some(sender), lease)) => drop(sender.send(Ok(lease))),
                 Some((None, lease)) => drop(lease),
                 None => return,
-            }
-        }
-    }
-
-    pub(super) fn fail(
-        &self,
-        state: &mut State,
-        tickets: Vec<u64>,
-        error: impl Fn(&State) -> Error,
-    ) {
-        let _ = self;
-        for ticket in tickets {
-            if let Some(sender) = state.waiting.remove(&ticket) {
-                drop(sender.send(Err(error(state))));
             }
         }
     }
@@ -196,7 +204,8 @@ impl Shared {
             changed.as_mut().enable();
             self.pump();
             {
-                let state = self.lock();
+                let mut state = self.lock();
+                state.refresh();
                 let enough = lines.min(state.core.limits().connections);
                 if state.core.is_closed() {
                     return Err(Error::closed());
@@ -208,7 +217,8 @@ impl Shared {
                     return Err(state.unconnected(None));
                 }
             }
-            changed.await;
+            // Of a line that is down nobody tells that it is back.
+            let _ = tokio::time::timeout(LOOK, changed).await;
         }
     }
 
@@ -216,7 +226,7 @@ impl Shared {
     pub(super) fn close(&self) {
         let mut state = self.lock();
         let tickets = state.core.close();
-        self.fail(&mut state, tickets, |_| Error::closed());
+        let waiting = state.leaving(tickets);
         let dials = std::mem::take(&mut state.dials);
         // Leases keep their own.
         let lines = std::mem::take(&mut state.lines);
@@ -225,8 +235,11 @@ impl Shared {
             state.core.gone(*id);
         }
         drop(state);
-        dials.into_values().for_each(|task| task.abort());
+        dials.into_values().flatten().for_each(|task| task.abort());
         drop(lines);
+        for sender in waiting {
+            drop(sender.send(Err(Error::closed())));
+        }
         seats.into_values().for_each(Waker::wake);
         self.changed.notify_waiters();
     }
@@ -271,6 +284,14 @@ impl State {
             self.core.gone(id);
             self.lines.remove(&id);
         }
+    }
+
+    /// Who waits under `tickets`, to be told once the lock is free.
+    pub(super) fn leaving(&mut self, tickets: Vec<u64>) -> Vec<Granted> {
+        let senders = tickets
+            .iter()
+            .filter_map(|ticket| self.waiting.remove(ticket));
+        senders.collect()
     }
 
     pub(super) fn unconnected(&self, pause: Option<Duration>) -> Error {
