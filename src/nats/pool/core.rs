@@ -102,6 +102,8 @@ pub(super) struct Seen {
     pub(super) state: LineState,
     pub(super) in_flight: usize,
     pub(super) served: u64,
+    #[cfg(test)]
+    pub(super) retires: bool,
 }
 
 impl Core {
@@ -158,9 +160,8 @@ impl Core {
 
     /// A line that is one too many and carries nothing: it is out, and to be closed.
     pub(super) fn retired(&mut self) -> Option<u64> {
-        let ends = |line: &Line| {
-            line.retires && line.in_flight == 0 && line.state != LineState::Dialling
-        };
+        let ends =
+            |line: &Line| line.retires && line.in_flight == 0 && line.state != LineState::Dialling;
         let id = self.lines.iter().find(|line| ends(line))?.id;
         self.gone(id);
         Some(id)
@@ -360,6 +361,8 @@ impl Core {
             state: line.state,
             in_flight: line.in_flight,
             served: line.served,
+            #[cfg(test)]
+            retires: line.retires,
         })
     }
 

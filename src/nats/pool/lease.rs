@@ -55,6 +55,10 @@ impl Drop for Lease {
         state.core.release(self.id);
         let closing = state.core.is_closed();
         let waited_for = state.core.waiting() > 0 || state.core.has_too_many();
+        if waited_for {
+            // Nobody is to be granted a line that is gone.
+            state.refresh();
+        }
         drop(state);
         if closing {
             self.shared.changed.notify_waiters();

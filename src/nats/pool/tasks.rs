@@ -59,7 +59,8 @@ impl Dialling {
 impl Drop for Dialling {
     fn drop(&mut self) {
         if !self.ended {
-            let why = "the dial did not end: a callback of its options panicked, or its runtime is gone";
+            let why =
+                "the dial did not end: a callback of its options panicked, or its runtime is gone";
             self.failed(SharedError::new(why));
         }
     }

@@ -1,6 +1,6 @@
 //! The state machine against a model: any events in any order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -29,6 +29,7 @@ enum Step {
     Gone(usize),
     Warm(usize),
     Wait(u64),
+    Limit(usize),
     Close,
 }
 
@@ -44,13 +45,16 @@ fn step() -> impl Strategy<Value = Step> {
         1 => nth.clone().prop_map(Step::Gone),
         1 => (0..5usize).prop_map(Step::Warm),
         2 => (0..2_000u64).prop_map(Step::Wait),
+        1 => (1..5usize).prop_map(Step::Limit),
         1 => Just(Step::Close),
     ]
 }
 
 /// What must be true, told in the simplest way.
-#[derive(Default)]
 struct Model {
+    limit: usize,
+    /// Lines that are one too many.
+    retiring: BTreeSet<u64>,
     lines: BTreeMap<u64, (LineStateModel, usize)>,
     held: Vec<u64>,
     queue: VecDeque<u64>,
@@ -69,15 +73,34 @@ enum LineStateModel {
 use LineStateModel::{Dialling, Down, Up};
 
 impl Model {
+    fn new() -> Self {
+        Self {
+            limit: 3,
+            retiring: BTreeSet::new(),
+            lines: BTreeMap::new(),
+            held: Vec::new(),
+            queue: VecDeque::new(),
+            closed: false,
+            failed: None,
+        }
+    }
+
     fn least(&self) -> Option<usize> {
-        let up = self.lines.values().filter(|(state, _)| *state == Up);
-        up.map(|(_, load)| *load).filter(|load| *load < 4).min()
+        let stay = self
+            .lines
+            .iter()
+            .filter(|(id, _)| !self.retiring.contains(id));
+        let up = stay.filter(|(_, (state, _))| *state == Up);
+        up.map(|(_, (_, load))| *load)
+            .filter(|load| *load < 4)
+            .min()
     }
 
     fn take(&mut self, id: u64) {
         let least = self.least().expect("one has room");
         let (state, load) = self.lines.get_mut(&id).expect("it is there");
         assert_eq!((*state, *load), (Up, least), "the least loaded that is up");
+        assert!(!self.retiring.contains(&id), "and stays");
         *load += 1;
         self.held.push(id);
     }
@@ -90,6 +113,23 @@ impl Model {
 
     /// What the shell does after each event.
     fn settle(&mut self, core: &mut Core, now: Instant) {
+        let retiring = |core: &Core| {
+            let lines = core.lines().filter(|line| line.retires);
+            lines.map(|line| line.id).collect::<BTreeSet<_>>()
+        };
+        self.retiring = retiring(core);
+        while let Some(id) = core.retired() {
+            let line = self.lines.remove(&id);
+            assert!(matches!(line, Some((Up | Down, 0))), "{line:?}");
+            assert!(self.retiring.contains(&id) && self.lines.len() >= self.limit);
+        }
+        self.retiring = retiring(core);
+        let beyond = self.lines.len().saturating_sub(self.limit);
+        assert_eq!(self.retiring.len(), beyond, "as many as are too many");
+        for (id, (state, load)) in &self.lines {
+            let busy = *load > 0 || *state == Dialling;
+            assert!(busy || !self.retiring.contains(id), "what is idle is gone");
+        }
         while let Some((ticket, id)) = core.grant() {
             assert_eq!(
                 self.queue.pop_front(),
@@ -99,10 +139,9 @@ impl Model {
             self.take(id);
         }
         while let Some(id) = core.dial(now) {
-            assert!(!self.closed && !self.stopped(now));
+            assert!(!self.closed && !self.stopped(now) && self.lines.len() < self.limit);
             self.lines.insert(id, (Dialling, 0));
         }
-        assert!(self.lines.len() <= 3);
         assert!(
             self.queue.is_empty() || self.least().is_none(),
             "nobody waits for nothing"
@@ -126,7 +165,11 @@ impl Model {
             (line.id, (state, line.in_flight))
         });
         assert_eq!(seen.collect::<BTreeMap<_, _>>(), self.lines);
-        let down = !self.lines.is_empty() && self.lines.values().all(|(state, _)| *state == Down);
+        let mut stay = self
+            .lines
+            .iter()
+            .filter(|(id, _)| !self.retiring.contains(id));
+        let down = !self.lines.is_empty() && stay.all(|(_, (state, _))| *state == Down);
         assert_eq!(core.is_down(), down);
     }
 
@@ -199,6 +242,10 @@ impl Model {
                 core.warm(lines);
                 self.failed = None;
             }
+            Step::Limit(lines) => {
+                core.limit(|limits| limits.connections = lines);
+                self.limit = lines;
+            }
             Step::Wait(millis) => *now += Duration::from_millis(millis),
             Step::Close => {
                 assert_eq!(core.close(), self.queue.drain(..).collect::<Vec<_>>());
@@ -218,7 +265,7 @@ proptest! {
     fn no_limit_is_passed_nobody_is_forgotten_and_the_least_loaded_is_picked(
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let (mut core, mut model, mut now) = (Core::new(limits()), Model::default(), clock::now());
+        let (mut core, mut model, mut now) = (Core::new(limits()), Model::new(), clock::now());
         for step in steps {
             model.step(&mut core, &mut now, step);
             model.settle(&mut core, now);
@@ -286,4 +333,47 @@ fn failed_dials_are_spaced_ever_further() {
         now += pause;
     }
     assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
+}
+
+#[test]
+fn a_lowered_limit_retires_whoever_has_least_to_do_and_a_raised_one_keeps_them() {
+    let (mut core, now) = (Core::new(limits()), clock::now());
+    core.warm(3);
+    let ids: Vec<_> = std::iter::from_fn(|| core.dial(now)).collect();
+    for id in &ids {
+        core.dialled(*id);
+    }
+    // One each; the first has another.
+    for id in [ids[0], ids[1], ids[2], ids[0]] {
+        assert_eq!(core.ask(now), Asked::Granted(id));
+    }
+    core.limit(|limits| limits.connections = 1);
+    assert_eq!(core.retired(), None, "each carries something");
+    assert_eq!(core.ask(now), Asked::Granted(ids[0]));
+    core.release(ids[2]);
+    assert_eq!((core.retired(), core.retired()), (Some(ids[2]), None));
+    assert_eq!(core.counts.gone, 1);
+    core.limit(|limits| limits.connections = 2);
+    core.release(ids[1]);
+    assert_eq!(core.retired(), None, "it stays after all");
+    assert_eq!(core.ask(now), Asked::Granted(ids[1]));
+    // One that stays is gone: the one that retires takes its place.
+    core.limit(|limits| limits.connections = 1);
+    core.gone(ids[0]);
+    assert_eq!(
+        (core.retired(), core.ask(now)),
+        (None, Asked::Granted(ids[1]))
+    );
+}
+
+#[test]
+fn a_failed_dial_does_not_make_it_forget_how_many_are_wanted() {
+    let (mut core, mut now) = (Core::new(limits()), clock::now());
+    core.warm(2);
+    let (first, second) = (core.dial(now).unwrap(), core.dial(now).unwrap());
+    core.dialled(first);
+    core.dial_failed(now, second);
+    assert_eq!(core.dial(now), None, "not so soon");
+    now += Duration::from_millis(100);
+    assert!(core.dial(now).is_some());
 }
