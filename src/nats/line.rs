@@ -150,12 +150,17 @@ impl Line {
         }
     }
 
+    /// Where what is sent under `id` is to be answered.
+    pub(super) fn reply(&self, id: u64) -> String {
+        format!("{}{id:x}", self.desk.prefix)
+    }
+
     /// Sends it, to be answered under `id`. Once this is ready with `Ok` it may have been sent; a future dropped before
     /// has sent nothing.
     pub(super) async fn send(&self, parts: Parts, id: u64) -> Result<(), Error> {
         let client = &self.desk.client;
-        let reply = Subject::from(format!("{}{id:x}", self.desk.prefix));
-        let subject = parts.subject.clone();
+        let reply = Subject::from(self.reply(id));
+        let (subject, size) = (parts.subject.clone(), parts.size());
         let sent = match parts.headers {
             Some(headers) if !headers.is_empty() => {
                 client
@@ -171,7 +176,7 @@ impl Line {
         sent.map_err(|error| match error.kind() {
             PublishErrorKind::InvalidSubject => Error::malformed("subject", &subject),
             // Checked before; the limit changed in between, with the server.
-            PublishErrorKind::MaxPayloadExceeded => Error::too_large(0, client.max_payload()),
+            PublishErrorKind::MaxPayloadExceeded => Error::too_large(size, client.max_payload()),
             PublishErrorKind::Send => Error::closed(),
         })
     }

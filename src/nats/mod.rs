@@ -38,7 +38,9 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_flow::BoxError> {
 //! // In production: `NatsService::new(async_nats::connect("nats://127.0.0.1:4222").await?)`.
-//! let upper = service_fn(async |req: NatsRequest| Ok::<_, Infallible>(NatsResponse::new(req.subject().to_uppercase())));
+//! let upper = service_fn(async |req: NatsRequest| {
+//!     Ok::<_, Infallible>(NatsResponse::new(req.subject().to_uppercase()))
+//! });
 //!
 //! let service = ServiceBuilder::new().layer(ShedLayer::adaptive()).service(upper);
 //! let req = NatsRequest::new("orders.get").payload("7").header("Trace", "abc").timeout(Duration::from_millis(500));
@@ -51,9 +53,10 @@
 //!
 //! A request goes to the connection with the fewest in flight; equals take turns. One more is made when each carries
 //! [`scale_at`](NatsPoolBuilder::scale_at), up to [`max_connections`](NatsPoolBuilder::max_connections). A connection
-//! that lost its server is passed over until it is back; one that closed for good is replaced. One connection carries
-//! tens of thousands of requests a second: several help where messages are large, or where a server of a cluster may go
-//! away.
+//! that lost its server is passed over until it is back; one that closed for good is replaced. Limits can be changed
+//! while it runs: a raised one lets in who waits, and where there are connections too many those with least to do are
+//! closed after what they carry. One connection carries tens of thousands of requests a second: several help where
+//! messages are large, or where a server of a cluster may go away.
 //!
 //! ```
 //! use async_nats::ConnectOptions;
@@ -99,8 +102,10 @@
 //! The lag is what waits for a worker and what workers have not acknowledged. Each delivered message tells the first
 //! for free: give them to [`observe`](JetStreamLag::observe) as they arrive, before they wait for anything. The server
 //! is asked when none comes for a while (`CONSUMER.INFO` is work for a cluster): with jitter, ever less often while
-//! nothing changes, one question at a time. While the server is away the last value counts, with its age, until it is
-//! too old; then the signal says nothing, and a layer that sheds fails open.
+//! nothing changes, one question at a time. A question has failed when it is not answered within
+//! [`every`](LagBuilder::every), but 1 s at least, or when its connection is lost; once that is back the next is put
+//! off by up to a quarter of that period, since many come back at once. While the server is away the last value counts,
+//! with its age, until it is too old; then the signal says nothing, and a layer that sheds fails open.
 //!
 //! ```no_run
 //! use futures_util::StreamExt;
@@ -125,9 +130,9 @@
 //!
 //! [`LagState`] tells apart who is to blame: *starving* (messages wait and nobody asks for any), *saturated* (workers
 //! hold all they may), *stuck* (workers ask and get nothing, or hold all they may and finish none for longer than a
-//! message may take), a consumer or a stream that is not there, and a server that is away. Servers have told of
-//! backlogs that were not there and of none where there was one; so while nothing moves the stream is asked too, and
-//! what cannot be is corrected and counted.
+//! message may take, whether or not these are handed out again), a consumer or a stream that is not there, and a server
+//! that is away. Servers have told of backlogs that were not there and of none where there was one; so while nothing
+//! moves the stream is asked too, and what cannot be is corrected and counted.
 //!
 //! # Readiness
 //!
@@ -168,9 +173,11 @@
 //! | `tower_flow_nats_max_connections`, `…_in_flight`, `…_waiting`, `…_utilisation` | gauge | |
 //! | `tower_flow_nats_requests_total` | counter | `result` (`ok`, `cancelled`, [`ErrorKind::as_str`]) |
 //! | `tower_flow_nats_connects_total` | counter | `result` (`ok`, `error`) |
-//! | `tower_flow_nats_acquired_total`, `…_released_total`, `…_queued_total`, `…_lost_total`, `…_closed_total` | counter | |
+//! | `tower_flow_nats_acquired_total`, `…_released_total`, `…_queued_total` | counter | |
+//! | `tower_flow_nats_lost_total`, `…_closed_total` | counter | |
 //! | `tower_flow_nats_request_seconds`, `tower_flow_nats_wait_seconds` | histogram | |
-//! | `tower_flow_nats_lag`, `…_lag_pending`, `…_lag_ack_pending`, `…_lag_saturation`, `…_lag_age_seconds` | gauge, absent while unknown | |
+//! | `tower_flow_nats_lag`, `…_lag_pending`, `…_lag_ack_pending` | gauge, absent while unknown | |
+//! | `tower_flow_nats_lag_saturation`, `…_lag_age_seconds` | gauge, absent while unknown | |
 //! | `tower_flow_nats_lag_state` | gauge, 1 for the one it is in | `state` ([`LagState::as_str`]) |
 //! | `tower_flow_nats_lag_polls_total` | counter | `result` (`ok`, `error`) |
 //! | `tower_flow_nats_lag_observed_total`, `…_lag_corrected_total` | counter | |
@@ -182,8 +189,9 @@
 //! **Each connection has a task besides async-nats' own**, which hands out what comes and, while somebody waits for an
 //! answer, looks at the connection every 25 ms. A request takes the lock round the inbox three times, and the pool's
 //! lock three times more; its future, its reply subject and the way back to it are allocated. **A pool has one task for
-//! each dial, and one while requests wait for a lost server. A [`JetStreamLag`] has one**, until its last clone is
-//! dropped. `benches/README.md` has the figures, and `examples/nats_overhead` says what a request costs beside a call.
+//! each dial, and one while requests wait for a lost server. A [`JetStreamLag`] has one that asks, and one for its
+//! inbox**, until its last clone is dropped. `benches/README.md` has the figures, and `examples/nats_overhead` says
+//! what a request costs beside a call.
 //!
 //! # Where in the stack
 //!

@@ -15,7 +15,7 @@ pub(super) struct Core {
     facts: Option<(Instant, Consumer)>,
     stream: Option<Stream>,
     trouble: Option<Trouble>,
-    /// Since when messages wait and none is handed out.
+    /// Since when messages wait and none is handed out for the first time.
     still: Option<Instant>,
     /// When the last poll ended.
     ended: Option<Instant>,
@@ -168,8 +168,12 @@ impl Core {
         self.counts.pushes += 1;
         self.pushed = Some(now);
         self.trouble = None;
-        self.still = None;
         self.step = self.rules.every;
+        // One that is handed out again to workers who hold all they may is no progress.
+        let again = |(_, facts): (_, Consumer)| facts.is_full() && at <= facts.delivered;
+        if !self.facts.is_some_and(again) {
+            self.still = None;
+        }
         if let Some((_, facts)) = &mut self.facts {
             facts.delivered = facts.delivered.max(at);
             facts.waiting = facts.waiting.max(1);
@@ -196,10 +200,13 @@ impl Core {
             held(&facts) && before.is_some_and(|(_, before)| held(&before))
         };
         let asked = same(&asks);
-        let floor = before.map(|(_, before)| before.ack_floor);
-        let held = same(&Consumer::is_full) && floor == Some(facts.ack_floor);
+        // Those that were not acknowledged in time are handed out again, so that `deliveries` grow though nobody
+        // finishes any: going by those handed out for the first time, they hold what they held.
+        let place = |facts: &Consumer| (facts.ack_floor, facts.delivered);
+        let rests = before.is_some_and(|(_, before)| place(&before) == place(&facts));
+        let held = same(&Consumer::is_full) && rests;
         self.still = match before {
-            Some((since, _)) if !moved && pending > 0 && (asked || held) => {
+            Some((since, _)) if pending > 0 && ((asked && !moved) || held) => {
                 Some(self.still.unwrap_or(since))
             }
             _ => None,

@@ -5,22 +5,37 @@ use std::time::Duration;
 
 use async_nats::connection::State as Connection;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, Info};
-use async_nats::jetstream::context::{RequestError, RequestErrorKind};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{Context as JetStream, ErrorCode, stream};
-use serde_json::json;
-use tokio::time::{sleep, sleep_until};
+use async_nats::{Request, StatusCode};
+use bytes::Bytes;
+use tokio::time::{sleep, sleep_until, timeout};
 
+use super::super::line::Line;
 use super::State;
 use super::core::{Consumer, Stream, Trouble};
 use crate::base::clock;
 
 /// How often the connection is looked at while it is gone.
 const LOOK: Duration = Duration::from_millis(100);
+/// The server has so long to answer, or as long as the pause between two questions if that is longer.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Whom to ask: by an inbox of our own, so that a question fails with its connection and leaves nothing behind.
+struct Server {
+    context: JetStream,
+    line: Arc<Line>,
+    patience: Duration,
+}
 
 /// Asks when it is time to, for as long as somebody wants to know.
 pub(super) async fn run(context: JetStream, state: Arc<State>, every: Duration) {
     let client = context.client();
+    let server = Server {
+        line: Line::new(client.clone()),
+        context,
+        patience: every.max(ANSWER),
+    };
     loop {
         let due = state.lock().0.due();
         if let Some(due) = due.filter(|due| *due > clock::now()) {
@@ -34,14 +49,14 @@ pub(super) async fn run(context: JetStream, state: Arc<State>, every: Duration) 
                 sleep(LOOK).await;
             }
             // Many come back at once.
-            sleep(LOOK.mul_f64(jitter() - 0.5)).await;
+            sleep(every.mul_f64((jitter() - 0.75) / 2.0)).await;
             state.lock().0.back();
         }
         if !state.lock().0.ask(clock::now(), jitter()) {
             continue;
         }
         let _asking = Asking(&state);
-        match ask(&context, &state).await {
+        match ask(&server, &state).await {
             Ok((facts, stream)) => {
                 let mut locked = state.lock();
                 locked.0.polled(clock::now(), facts, stream);
@@ -71,9 +86,11 @@ impl State {
 
 type Asked = Result<(Consumer, Option<Stream>), (Trouble, String)>;
 
-async fn ask(context: &JetStream, state: &State) -> Asked {
+async fn ask(server: &Server, state: &State) -> Asked {
     let subject = format!("CONSUMER.INFO.{}.{}", state.stream, state.consumer);
-    let info: Result<Response<Info>, _> = context.request(subject, &json!({})).await;
+    let info = server.ask(&subject).await;
+    let info: Result<Response<Info>, _> =
+        info.and_then(|said| serde_json::from_slice(&said).map_err(|why| unread(&subject, &why)));
     let facts = match info {
         Ok(Response::Ok(info)) => read(&info),
         Ok(Response::Err { error }) => {
@@ -84,14 +101,15 @@ async fn ask(context: &JetStream, state: &State) -> Asked {
             };
             return Err((trouble, error.to_string()));
         }
-        Err(error) => return Err((Trouble::Away, told(&error))),
+        Err(why) => return Err((Trouble::Away, why)),
     };
     if !state.lock().0.doubts(&facts) {
         return Ok((facts, None));
     }
     // May be forbidden, and is only a second opinion.
     let subject = format!("STREAM.INFO.{}", state.stream);
-    let info: Result<Response<stream::Info>, _> = context.request(subject, &json!({})).await;
+    let said = server.ask(&subject).await.unwrap_or_default();
+    let info: Result<Response<stream::Info>, _> = serde_json::from_slice(&said);
     let stream = match info {
         Ok(Response::Ok(info)) => Some(Stream {
             messages: info.state.messages,
@@ -103,13 +121,34 @@ async fn ask(context: &JetStream, state: &State) -> Asked {
     Ok((facts, stream))
 }
 
-fn told(error: &RequestError) -> String {
-    match error.kind() {
-        RequestErrorKind::NoResponders => {
-            "JetStream does not answer: it is off, or not up yet".into()
+impl Server {
+    /// What the API says to `subject`, or why it says nothing.
+    async fn ask(&self, subject: &str) -> Result<Bytes, String> {
+        let asked = async {
+            let mut seat = self.line.seat();
+            seat.opened().await.map_err(|error| error.to_string())?;
+            let expected = self.line.expect_one();
+            let (tickets, answer) = expected.map_err(|error| error.to_string())?;
+            let inbox = self.line.reply(tickets.id(0));
+            let request = Request::new().inbox(inbox);
+            let sent = self.context.send_request(subject.to_owned(), request).await;
+            sent.map_err(|error| error.to_string())?;
+            let gone = |_| "the connection went away while the server was asked".to_owned();
+            answer.await.map_err(gone)
+        };
+        let message = match timeout(self.patience, asked).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(format!("no answer on {subject} within {:?}", self.patience)),
+        };
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            return Err("JetStream does not answer: it is off, or not up yet".into());
         }
-        _ => error.to_string(),
+        Ok(message.payload)
     }
+}
+
+fn unread(subject: &str, why: &serde_json::Error) -> String {
+    format!("what {subject} answers cannot be read: {why}")
 }
 
 fn read(info: &Info) -> Consumer {

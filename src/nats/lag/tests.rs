@@ -171,6 +171,32 @@ fn starving_saturated_and_stuck_are_told_apart() {
 }
 
 #[test]
+fn what_is_handed_out_again_is_no_progress_and_one_that_is_slow_is_not_all() {
+    let mut world = World::new();
+    let mut full = consumer(10, 5);
+    full.ack_pending = 100;
+    world.poll(full, None);
+    let since = world.now;
+    // What nobody acknowledges in time is handed out again, and observed.
+    while world.now < since + 50 * SECOND {
+        full.deliveries += 100;
+        world.core.pushed(world.now, 10, full.delivered);
+        world.poll(full, None);
+        let stuck = world.now - since >= 30 * SECOND;
+        let expected = [LagState::Saturated, LagState::Stuck][usize::from(stuck)];
+        assert_eq!(world.state(), expected, "after {:?}", world.now - since);
+    }
+    // The first is never finished, and the others are.
+    let since = world.now;
+    while world.now < since + 50 * SECOND {
+        full.deliveries += 7;
+        full.delivered += 7;
+        world.poll(full, None);
+        assert_eq!(world.state(), LagState::Saturated);
+    }
+}
+
+#[test]
 fn a_backlog_that_cannot_be_is_not_believed() {
     let mut world = World::new();
     let phantom = consumer(67_000, 50);

@@ -1,16 +1,17 @@
 //! `JetStreamLag` against a real server.
 
+use std::process::Command;
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
+use async_nats::jetstream::{Context, consumer};
 use futures_util::StreamExt;
 use tokio::runtime::Handle;
 use tower_flow::Flow;
 use tower_flow::nats::{JetStreamLag, LagBuilder, LagState};
 use tower_flow::signal::Signal;
 
-use super::server::{Server, items, soon, until, workers};
-use crate::support::classic;
+use super::server::{Server, eager, items, soon, until, workers};
+use crate::support::{classic, found, run};
 
 /// It looks often: a test does not wait for seconds.
 fn lag(context: Context) -> LagBuilder {
@@ -70,6 +71,7 @@ async fn it_counts_what_waits_and_what_is_not_acknowledged() {
         "{text}"
     );
     assert_eq!(text.matches("tower_flow_nats_lag_state{").count(), 9);
+    promtool(&text);
     // Another's message is no news.
     let other = soon(stream.get_or_create_consumer("others", Default::default())).await;
     let other: async_nats::jetstream::consumer::PullConsumer = other.unwrap();
@@ -133,6 +135,97 @@ async fn while_the_server_is_away_the_last_value_counts_until_it_is_too_old() {
     assert!(long.age().unwrap() < Duration::from_secs(5));
 }
 
+fn promtool(text: &str) {
+    if !found("promtool") {
+        return;
+    }
+    let mut promtool = Command::new("promtool");
+    let output = run(promtool.args(["check", "metrics"]), text.as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.trim().is_empty(),
+        "{said}\n{text}"
+    );
+}
+
+#[tokio::test]
+async fn workers_who_hold_all_they_may_and_finish_none_are_stuck() {
+    let Some(server) = Server::start("") else {
+        return;
+    };
+    let context = server.jetstream().await;
+    let stream = items(&context).await;
+    let config = consumer::pull::Config {
+        durable_name: Some("workers".into()),
+        max_ack_pending: 2,
+        ack_wait: Duration::from_millis(300),
+        ..consumer::pull::Config::default()
+    };
+    let consumer = soon(stream.create_consumer(config)).await.unwrap();
+    publish(&context, 10).await;
+    let lag = lag(context.clone()).build();
+    let mut messages = soon(consumer.messages()).await.unwrap();
+    let observed = lag.clone();
+    // It takes whatever it is given, again and again, and acknowledges none of it until it is told to.
+    let (go, goes) = tokio::sync::watch::channel(false);
+    let worker = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Some(message) = messages.next().await {
+            let message = message.unwrap();
+            observed.observe(&message);
+            let may = *goes.borrow();
+            match may {
+                true => message.ack().await.unwrap(),
+                false => held.push(message),
+            }
+        }
+    });
+    until(|| lag.snapshot().state == LagState::Saturated).await;
+    until(|| lag.snapshot().state == LagState::Stuck).await;
+    until(|| lag.snapshot().observed > 4 && lag.snapshot().state == LagState::Stuck).await;
+    go.send(true).unwrap();
+    until(|| lag.snapshot().state == LagState::Idle).await;
+    assert_eq!(lag.sample(), Some(0.0));
+    worker.abort();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_question_that_is_never_answered_is_given_up_and_asked_anew() {
+    let Some(mut server) = Server::start("") else {
+        return;
+    };
+    // Its own requests wait for ever.
+    let options = eager().request_timeout(None);
+    let client = options.connect(server.url()).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    let stream = items(&context).await;
+    workers(&stream, 100).await;
+    publish(&context, 5).await;
+    let lag = lag(context).build();
+    until(|| lag.sample() == Some(5.0)).await;
+    server.freeze(true);
+    // The connection stays, and nothing comes.
+    until(|| lag.snapshot().state == LagState::Away).await;
+    let why = lag.snapshot().last_error.unwrap();
+    assert!(
+        why.contains("CONSUMER.INFO.ITEMS.workers within 1s"),
+        "{why}"
+    );
+    assert_eq!(lag.sample(), Some(5.0), "with its age");
+    let polls = lag.snapshot().polls;
+    server.freeze(false);
+    until(|| lag.snapshot().polls > polls && lag.snapshot().state == LagState::Starving).await;
+    // The connection goes while it is asked.
+    server.freeze(true);
+    let failures = lag.snapshot().failures;
+    server.kill();
+    until(|| lag.snapshot().failures > failures).await;
+    server.up();
+    let polls = lag.snapshot().polls;
+    until(|| lag.snapshot().polls > polls && lag.sample() == Some(5.0)).await;
+}
+
 #[tokio::test]
 async fn its_task_ends_with_the_last_handle() {
     let Some(server) = Server::start("") else {
@@ -144,10 +237,12 @@ async fn its_task_ends_with_the_last_handle() {
     let flow = Flow::new("test");
     let lag = lag(context.clone()).attach(&flow).build();
     let clone = lag.clone();
-    assert_eq!(tasks(), before + 1);
-    drop(lag);
+    // One polls, and one hands out what it is answered.
     until(|| clone.snapshot().failures > 0).await;
-    assert_eq!(tasks(), before + 1);
+    assert_eq!(tasks(), before + 2);
+    drop(lag);
+    until(|| clone.snapshot().failures > 1).await;
+    assert_eq!(tasks(), before + 2);
     drop(clone);
     until(|| tasks() == before).await;
     assert_eq!(flow.attached().len(), 1, "its numbers stay");
