@@ -44,7 +44,8 @@ pub enum ErrorKind {
         /// Whether it may have reached the server before that, and so may have been carried out.
         sent: bool,
     },
-    /// The connection is there and takes nothing more: the server does not read.
+    /// The connection is there and takes nothing more: the server does not read, or acknowledges nothing of what it
+    /// has.
     Slow,
     /// Too many wait for a connection of the pool already.
     Overloaded,
@@ -124,6 +125,14 @@ impl Error {
         Self::rejected(ErrorKind::Slow, Reason::Timeout, message)
     }
 
+    pub(super) fn no_room(after: Duration, max: usize) -> Self {
+        let message = format!(
+            "{max} messages wait for their acknowledgements, and none came within {after:?}; raise max_in_flight, or \
+             publish less"
+        );
+        Self::rejected(ErrorKind::Slow, Reason::Timeout, message)
+    }
+
     pub(super) fn overloaded(waiting: usize, max: usize) -> Self {
         let message = format!(
             "{waiting} requests wait for a connection already, and {max} may; raise max_waiting, max_in_flight or \
@@ -193,6 +202,13 @@ impl Error {
     fn caused(mut self, cause: BoxError) -> Self {
         self.0.cause = Some(cause);
         self
+    }
+
+    /// The same, for another; without what caused it.
+    pub(super) fn again(&self) -> Self {
+        let mut again = Self::new(self.0.kind, self.0.message.clone());
+        again.0.rejection = self.0.rejection.clone();
+        again
     }
 
     /// What kind of failure it is.

@@ -32,6 +32,7 @@ pub struct JetStreamPublish {
 #[derive(Debug, Clone, Copy)]
 struct Options {
     ack_timeout: Duration,
+    max_in_flight: usize,
 }
 
 /// The answers to a batch, one for each message.
@@ -57,6 +58,7 @@ impl JetStreamPublish {
             line,
             options: Options {
                 ack_timeout: Duration::from_secs(5),
+                max_in_flight: 4_096,
             },
             room: Arc::new(Semaphore::new(4_096)),
         }
@@ -79,7 +81,9 @@ impl JetStreamPublish {
     #[must_use]
     pub fn max_in_flight(mut self, max: usize) -> Self {
         assert!(max > 0, "max_in_flight of 0 would let nothing through");
-        self.room = Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS)));
+        let max = max.min(Semaphore::MAX_PERMITS);
+        self.options.max_in_flight = max;
+        self.room = Arc::new(Semaphore::new(max));
         self
     }
 }
@@ -176,7 +180,7 @@ impl Sending {
         gather: &Arc<Gather>,
         tickets: &Tickets,
     ) -> Result<(), Error> {
-        self.line.seat().opened().await?;
+        self.opened().await?;
         let (all, mut sent) = (items.len(), 0);
         for (place, item) in items.into_iter().enumerate() {
             let fits = item.parts.check(self.line.max_payload());
@@ -193,15 +197,27 @@ impl Sending {
                 // It fails alone.
                 ErrorKind::TooLarge { .. } | ErrorKind::Malformed => gather.put(place, Err(error)),
                 _ if sent == 0 => return Err(error),
-                kind => {
+                _ => {
                     for place in place..all {
-                        gather.put(place, Err(self.unsent(kind)));
+                        gather.put(place, Err(error.again()));
                     }
                     break;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Waits until answers have somewhere to go to.
+    async fn opened(&self) -> Result<(), Error> {
+        let mut seat = self.line.seat();
+        let Some(late) = self.late() else {
+            return seat.opened().await;
+        };
+        match timeout_at(late, seat.opened()).await {
+            Ok(opened) => opened,
+            Err(_) => Err(self.unsent()),
+        }
     }
 
     async fn send_one(
@@ -211,9 +227,11 @@ impl Sending {
         gather: &Arc<Gather>,
         tickets: &Tickets,
     ) -> Result<(), Error> {
+        let mut roomy = false;
         let work = async {
             let permit = self.room.clone().acquire_owned().await;
             let permit = permit.map_err(|_| Error::closed())?;
+            roomy = true;
             if !self.line.is_up() {
                 return Err(Error::disconnected(false));
             }
@@ -226,8 +244,11 @@ impl Sending {
         };
         match timeout_at(late, work).await {
             Ok(sent) => sent,
-            Err(_) if self.line.is_up() => Err(Error::slow(self.options.ack_timeout)),
-            Err(_) => Err(Error::disconnected(false)),
+            Err(_) if !roomy && self.line.is_up() => {
+                let (after, max) = (self.options.ack_timeout, self.options.max_in_flight);
+                Err(Error::no_room(after, max))
+            }
+            Err(_) => Err(self.unsent()),
         }
     }
 
@@ -236,11 +257,11 @@ impl Sending {
         clock::now().checked_add(self.options.ack_timeout)
     }
 
-    fn unsent(&self, kind: ErrorKind) -> Error {
-        match kind {
-            ErrorKind::Slow => Error::slow(self.options.ack_timeout),
-            ErrorKind::Closed => Error::closed(),
-            _ => Error::disconnected(false),
+    /// Why nothing could be sent for so long.
+    fn unsent(&self) -> Error {
+        match self.line.is_up() {
+            true => Error::slow(self.options.ack_timeout),
+            false => Error::disconnected(false),
         }
     }
 }

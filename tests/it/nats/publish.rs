@@ -233,6 +233,19 @@ async fn a_server_that_does_not_answer_costs_the_timeout() {
     let answers = soon(service.call(batch())).await;
     server.freeze(false);
     assert_eq!(kinds(&answers.unwrap()), [Some(ErrorKind::TimedOut); 3]);
+    // What there is no room for says so, and was not sent.
+    let mut narrow = service.clone().max_in_flight(2);
+    server.freeze(true);
+    let answers = soon(narrow.call(batch())).await;
+    server.freeze(false);
+    let answers = answers.unwrap();
+    let expected = [ErrorKind::TimedOut, ErrorKind::TimedOut, ErrorKind::Slow];
+    assert_eq!(kinds(&answers), expected.map(Some));
+    let told = answers[2].as_ref().unwrap_err();
+    assert!(
+        told.is_retryable() && told.to_string().contains("2 messages wait"),
+        "{told}"
+    );
     // Without a connection there is one error for all, and it says that nothing was sent.
     server.kill();
     let mut ready = task::spawn(service.clone());
