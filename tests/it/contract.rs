@@ -19,6 +19,9 @@ use tower_flow::coalesce::CoalesceLayer;
 use tower_flow::connection::{ConnectionState, Connections};
 use tower_flow::error::Reason;
 use tower_flow::grpc::{GrpcClientLayer, GrpcHandle, GrpcServerLayer};
+use tower_flow::nats::{
+    ErrorKind, JetStreamLag, JetStreamPublish, NatsPool, NatsRequest, NatsService, Publish,
+};
 use tower_flow::pool::limit::RequestLimit;
 use tower_flow::preset::ByPath;
 use tower_flow::profile::{ProfileHandle, ProfileLayer, Stage};
@@ -840,4 +843,73 @@ fn batch_keeps_it() {
         assert_eq!(rejection.reason(), Reason::Panicked, "{does:?}");
         subject.assert_balanced(1, &format!("{does:?}"));
     }
+}
+
+// ===== clients, which have nothing inside =====
+
+/// `service` is not ready, and a call without readiness, a clone, and whatever is dropped leave it as it was.
+async fn a_client_that_is_not_connected_keeps_it<S, R>(service: S, req: impl Fn() -> R)
+where
+    S: Service<R, Error = tower_flow::nats::Error> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+{
+    let mut polled = service.clone();
+    assert!(polled.poll_ready(&mut cx()).is_pending());
+    let mut clone = polled.clone();
+    assert!(clone.poll_ready(&mut cx()).is_pending(), "it starts fresh");
+    drop(polled);
+    // Never polled, and polled once: before it could be sent.
+    drop(clone.call(req()));
+    let mut once = Box::pin(clone.call(req()));
+    assert!(once.as_mut().poll(&mut cx()).is_pending());
+    drop(once);
+    let Err(error) = tokio::spawn(clone.call(req())).await.unwrap() else {
+        panic!("there is no connection");
+    };
+    let kind = error.kind();
+    assert_eq!(kind, ErrorKind::Disconnected { sent: false });
+    assert!(error.is_retryable() && !error.to_string().is_empty());
+    assert!(clone.poll_ready(&mut cx()).is_pending(), "as it was");
+}
+
+/// What a real server does to them is in `nats/`.
+#[tokio::test]
+async fn nats_clients_keep_it() {
+    fn shared<T: Clone + Send + Sync + 'static>() {}
+    shared::<JetStreamLag>();
+    // Nobody listens on port 1.
+    let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+    let client = options.connect("nats://127.0.0.1:1").await.unwrap();
+    let request = || NatsRequest::new("nobody");
+    a_client_that_is_not_connected_keeps_it(NatsService::new(client.clone()), request).await;
+    let publish = JetStreamPublish::new(async_nats::jetstream::new(client));
+    let batch = || Batch::new([Publish::new("nobody", "x")]);
+    a_client_that_is_not_connected_keeps_it(publish, batch).await;
+
+    let mut pool = NatsPool::builder("nats://127.0.0.1:1").build();
+    let handle = pool.handle();
+    for polls in 0..3 {
+        assert!(pool.poll_ready(&mut cx()).is_ready(), "it will connect");
+        let mut clone = pool.clone();
+        assert!(clone.poll_ready(&mut cx()).is_ready());
+        let mut future = Box::pin(clone.call(request()));
+        for _ in 0..polls {
+            let _ = future.as_mut().poll(&mut cx());
+        }
+        drop(future);
+        let now = handle.stats();
+        assert_eq!(
+            (now.acquired, now.in_flight, now.waiting),
+            (now.released, 0, 0)
+        );
+        assert_eq!(now.results, [("cancelled", polls + 1)]);
+    }
+    let error = tokio::spawn(pool.call(request())).await.unwrap();
+    let error = error.expect_err("there is no server");
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(
+        std::error::Error::source(&error).is_some(),
+        "with its cause"
+    );
 }

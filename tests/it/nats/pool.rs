@@ -1,9 +1,11 @@
 //! `NatsPool` against a real server.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::Client;
+use async_nats::{Auth, Client, ConnectOptions};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_test::{assert_pending, task};
@@ -325,6 +327,100 @@ async fn a_restart_under_traffic_loses_no_place_and_heals() {
         (2, 2, true),
         "{now:?}"
     );
+}
+
+#[tokio::test]
+async fn warming_waits_for_connections_that_are_down() {
+    let Some(mut server) = Server::start("") else {
+        return;
+    };
+    let pool = pool(&server).build();
+    soon(pool.warm(2)).await.unwrap();
+    server.kill();
+    until(|| pool.handle().stats().down == 2).await;
+    let warm = pool.clone();
+    let mut warm = task::spawn(async move { warm.warm(2).await });
+    assert_pending!(warm.poll());
+    server.up();
+    soon(warm).await.unwrap();
+    assert_eq!(
+        pool.handle().stats().created,
+        2,
+        "they came back by themselves"
+    );
+}
+
+#[tokio::test]
+async fn a_dial_whose_callback_panics_has_failed_and_another_follows() {
+    let Some(server) = Server::start("") else {
+        return;
+    };
+    let asked = Arc::new(AtomicU64::new(0));
+    let counted = asked.clone();
+    let options = ConnectOptions::with_auth_callback(move |_| {
+        let first = counted.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            assert!(!first, "told to");
+            Ok(Auth::new())
+        }
+    });
+    let pool = pool(&server).options(options).build();
+    let error = soon(pool.clone().oneshot(NatsRequest::new("nobody")))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(error.to_string().contains("panicked"), "{error}");
+    let now = pool.handle().stats();
+    assert_eq!((now.size, now.failed, now.waiting), (0, 1, 0));
+    soon(async { while pool.warm(1).await.is_err() {} }).await;
+    let error = soon(pool.clone().oneshot(NatsRequest::new("nobody"))).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::NoResponders);
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn its_knobs_take_effect_at_once() {
+    let Some(server) = Server::start("") else {
+        return;
+    };
+    let (mut comes, go) = worker(server.client().await).await;
+    let flow = Flow::new("test");
+    let pool = pool(&server)
+        .max_connections(1)
+        .max_in_flight(1)
+        .attach(&flow)
+        .build();
+    let handle = pool.handle();
+    let shown = flow.attached().remove(0);
+    let turn = |knob, to| shown.turn(knob, &Value::Whole(to)).unwrap();
+    let ask = |pool: &NatsPool| tokio::spawn(pool.clone().oneshot(NatsRequest::new("work")));
+    let mut requests: Vec<_> = (0..4).map(|_| ask(&pool)).collect();
+    soon(comes.recv()).await.unwrap();
+    until(|| handle.stats().waiting == 3).await;
+    // Who waits goes on, without anything else happening.
+    turn("max_in_flight", 2);
+    assert_eq!((handle.stats().in_flight, handle.stats().waiting), (2, 2));
+    turn("max_connections", 2);
+    until(|| handle.stats().in_flight == 4).await;
+    assert_eq!((handle.stats().up, handle.stats().waiting), (2, 0));
+    // One too many takes no more, and is closed after what it carries.
+    turn("max_connections", 1);
+    requests.push(ask(&pool));
+    until(|| handle.stats().waiting == 1).await;
+    assert_eq!(handle.stats().up, 2, "each carries two");
+    for _ in 0..5 {
+        go.send(()).unwrap();
+    }
+    for request in requests {
+        soon(request).await.unwrap().unwrap();
+    }
+    let now = handle.stats();
+    assert_eq!((now.up, now.closed, now.created), (1, 1, 2));
+    turn("max_connections", 3);
+    soon(pool.warm(3)).await.unwrap();
+    // What is idle goes at once.
+    turn("max_connections", 1);
+    assert_eq!(handle.stats().size, 1);
 }
 
 #[tokio::test]
