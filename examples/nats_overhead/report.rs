@@ -8,6 +8,7 @@ use tower_flow::inspect::HotPath;
 use super::Settings;
 use super::measure::{Round, Ticks, median};
 use super::split::PARTS;
+use super::study::LAYERS;
 
 /// What it is to stay below, in percent.
 const TARGET: f64 = 5.0;
@@ -155,26 +156,34 @@ impl Study {
         writeln!(f, "## Hot paths\n")?;
         writeln!(
             f,
-            "What `profile` saw in the rounds above: time within polls, without that of profiled layers further inside. The \
-             tasks of async-nats' connections are outside of every layer, and in the breakdown below.\n"
+            "The top three of each way, as `profile` saw them in the rounds above: time within polls, without that of \
+             profiled layers further inside. The tasks of async-nats' connections are outside of every layer, and in the breakdown below.\n"
         )?;
         writeln!(
             f,
-            "| layer | stage | polls | time, s | a poll, µs | share |"
+            "| way | layer | stage | polls | time, s | a poll, µs | share of its way |"
         )?;
-        writeln!(f, "|---|---|---:|---:|---:|---:|")?;
-        let all: f64 = self.hot.iter().map(|path| path.busy.as_secs_f64()).sum();
-        for path in self.hot.iter().take(3) {
-            let busy = path.busy.as_secs_f64();
-            writeln!(
-                f,
-                "| {} | {} | {} | {busy:.3} | {:.2} | {:.0} % |",
-                path.layer,
-                path.stage,
-                path.polls,
-                busy * 1e6 / path.polls.max(1) as f64,
-                100.0 * busy / all.max(f64::MIN_POSITIVE),
-            )?;
+        writeln!(f, "|---|---|---|---:|---:|---:|---:|")?;
+        for way in ["NATS", "direct"] {
+            let of = |path: &&HotPath| LAYERS.contains(&(path.layer.as_str(), way));
+            let all: f64 = self
+                .hot
+                .iter()
+                .filter(of)
+                .map(|path| path.busy.as_secs_f64())
+                .sum();
+            for path in self.hot.iter().filter(of).take(3) {
+                let busy = path.busy.as_secs_f64();
+                writeln!(
+                    f,
+                    "| {way} | {} | {} | {} | {busy:.3} | {:.2} | {:.0} % |",
+                    path.layer,
+                    path.stage,
+                    path.polls,
+                    busy * 1e6 / path.polls.max(1) as f64,
+                    100.0 * busy / all.max(f64::MIN_POSITIVE),
+                )?;
+            }
         }
         writeln!(f)
     }

@@ -25,6 +25,15 @@ use super::work::{ChatEvent, Store};
 
 const SUBJECT: &str = "chat.write";
 
+/// The profiled layers, outermost first, and which way they are on.
+pub const LAYERS: [(&str, &str); 5] = [
+    ("caller, directly", "direct"),
+    ("store, directly", "direct"),
+    ("caller, by NATS", "NATS"),
+    ("responder, by NATS", "NATS"),
+    ("store, by NATS", "NATS"),
+];
+
 /// Encodes an event and hands it to the store.
 #[derive(Clone)]
 struct Direct<S>(S);
@@ -162,11 +171,16 @@ pub async fn run(settings: Settings) -> Result<Study, BoxError> {
     );
     let version = asking.server_info().version;
 
-    let layers = ["direct", "nats", "responder", "store"].map(ProfileLayer::new);
-    let [direct, nats, responder, store] = layers.clone();
-    let store: Profiled<_, _> = ServiceBuilder::new().layer(store).service(Store::default());
-    respond(answering, store.clone(), responder).await?;
-    let direct = ServiceBuilder::new().layer(direct).service(Direct(store));
+    // One store, and a profile of it for each way, so that neither is shown with the other's calls.
+    let layers = LAYERS.map(|(name, _)| ProfileLayer::new(name));
+    let [direct, direct_store, nats, responder, nats_store] = layers.clone();
+    let store = Store::default();
+    let profiled = |layer: ProfileLayer| -> Profiled<_, _> {
+        ServiceBuilder::new().layer(layer).service(store.clone())
+    };
+    respond(answering, profiled(nats_store), responder).await?;
+    let service = Direct(profiled(direct_store));
+    let direct = ServiceBuilder::new().layer(direct).service(service);
     let service = ByNats(NatsService::new(asking));
     let nats = ServiceBuilder::new().layer(nats).service(service);
 
