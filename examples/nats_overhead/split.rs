@@ -1,13 +1,15 @@
 //! Whose a sample is: the innermost function of a call chain that somebody is known to own.
 
 /// Parts a request's CPU time is split into.
-pub const PARTS: [&str; 6] = [
+pub const PARTS: [&str; 8] = [
     "serialisation",
     "NATS client (async-nats)",
     "NATS service and profile (tower-flow)",
     "network",
     "runtime",
-    "other (workload, store, and what has no known owner)",
+    "workload and store",
+    "allocating and copying memory, for whom is not known",
+    "other: what has no known owner",
 ];
 
 /// What a function's name says of whose it is.
@@ -34,6 +36,24 @@ const OWNERS: [(&str, usize); 20] = [
     ("parking_lot", 4),
 ];
 
+/// What functions that nobody here owns do, by the beginnings of their names.
+const MEMORY: [&str; 14] = [
+    "malloc",
+    "_int_",
+    "calloc",
+    "realloc",
+    "free",
+    "cfree",
+    "unlink_chunk",
+    "mem",
+    "__mem",
+    "alloc::",
+    "__rust_alloc",
+    "__rust_dealloc",
+    "__rdl_",
+    "__libc_",
+];
+
 /// How many samples belong to each part. `folded` is a call chain a line, the outermost function first, and a count.
 pub fn split(folded: &str) -> [u64; PARTS.len()] {
     let mut parts = [0; PARTS.len()];
@@ -43,9 +63,19 @@ pub fn split(folded: &str) -> [u64; PARTS.len()] {
         };
         let count: u64 = count.parse().unwrap_or(0);
         let owner = chain.rsplit(';').find_map(owner);
-        parts[owner.unwrap_or(PARTS.len() - 1)] += count;
+        parts[owner.unwrap_or_else(|| nobodys(chain))] += count;
     }
     parts
+}
+
+/// The part of a chain without an owner, by what it ends in.
+fn nobodys(chain: &str) -> usize {
+    let innermost = chain.rsplit(';').next().unwrap_or_default();
+    let innermost = innermost.trim_start_matches('<');
+    match MEMORY.iter().any(|name| innermost.starts_with(name)) {
+        true => 6,
+        false => 7,
+    }
 }
 
 fn owner(function: &str) -> Option<usize> {

@@ -116,7 +116,7 @@
 //! # async fn work(context: async_nats::jetstream::Context, consumer: async_nats::jetstream::consumer::PullConsumer)
 //! #     -> Result<(), tower_flow::BoxError> {
 //! let lag = JetStreamLag::new(context, "ITEMS", "workers");
-//! let intake = ShedLayer::adaptive().signal(Pressure::new(lag.clone()).warn(1_000.0).critical(10_000.0));
+//! let intake = ShedLayer::adaptive().pressure(Pressure::new(lag.clone()).warn(1_000.0).critical(10_000.0));
 //! // Where the messages are worked on:
 //! let mut messages = consumer.messages().await?;
 //! while let Some(message) = messages.next().await {
