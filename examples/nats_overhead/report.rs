@@ -232,8 +232,9 @@ impl fmt::Display for Breakdown {
                 writeln!(
                     f,
                     "By the sampling profiler at 999 Hz in a round of its own, {all} samples: a call chain belongs to the \
-                     innermost function whose owner is known by its name, and to *other* where none is: chains are as long \
-                     as frame pointers lead, so that RUSTFLAGS=\"-C force-frame-pointers=yes\" leaves less there. It sees this process's own code; the kernel's \
+                     innermost function whose owner is known by its name. Chains are as long as frame pointers lead, and where \
+                     none of a chain is owned (RUSTFLAGS=\"-C force-frame-pointers=yes\" leaves less there) it is told by \
+                     what it ends in, and by whether `profile` was polling a call. It sees this process's own code; the kernel's \
                      time for it ({:.0} % of all) is `stime` in `/proc`, and is reading, writing and waiting for sockets, \
                      and waking threads. The profiler's own {:.0} ms are in the total and in no line.\n",
                     100.0 * share(ticks.kernel, ticks.total()),

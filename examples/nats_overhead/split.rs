@@ -1,7 +1,7 @@
 //! Whose a sample is: the innermost function of a call chain that somebody is known to own.
 
 /// Parts a request's CPU time is split into.
-pub const PARTS: [&str; 8] = [
+pub const PARTS: [&str; 10] = [
     "serialisation",
     "NATS client (async-nats)",
     "NATS service and profile (tower-flow)",
@@ -9,11 +9,13 @@ pub const PARTS: [&str; 8] = [
     "runtime",
     "workload and store",
     "allocating and copying memory, for whom is not known",
-    "other: what has no known owner",
+    "atomics, locks and thread-locals, for whom is not known",
+    "other, while a profiled call was polled",
+    "other, outside of these: the connections' tasks and the runtime",
 ];
 
 /// What a function's name says of whose it is.
-const OWNERS: [(&str, usize); 20] = [
+const OWNERS: [(&str, usize); 21] = [
     ("prost::", 0),
     ("ChatEvent", 0),
     ("mio::", 3),
@@ -29,6 +31,8 @@ const OWNERS: [(&str, usize); 20] = [
     ("recv", 3),
     ("epoll_wait", 3),
     ("async_nats", 1),
+    // Its parser looks for ends of lines.
+    ("memchr::", 1),
     ("tower_flow", 2),
     ("nats_overhead::", 5),
     ("tokio::", 4),
@@ -54,6 +58,15 @@ const MEMORY: [&str; 14] = [
     "__libc_",
 ];
 
+const SHARING: [&str; 6] = [
+    "core::sync::atomic",
+    "portable_atomic",
+    "std::sync",
+    "std::thread::local",
+    "pthread_",
+    "__pthread",
+];
+
 /// How many samples belong to each part. `folded` is a call chain a line, the outermost function first, and a count.
 pub fn split(folded: &str) -> [u64; PARTS.len()] {
     let mut parts = [0; PARTS.len()];
@@ -68,13 +81,21 @@ pub fn split(folded: &str) -> [u64; PARTS.len()] {
     parts
 }
 
-/// The part of a chain without an owner, by what it ends in.
+/// The part of a chain without an owner: by where it began, and by what it ends in.
 fn nobodys(chain: &str) -> usize {
-    let innermost = chain.rsplit(';').next().unwrap_or_default();
+    let mut functions = chain.split(';');
+    // What was being polled, as `profile` noted it.
+    let polled = functions.next().unwrap_or_default();
+    let innermost = functions.next_back().unwrap_or_default();
     let innermost = innermost.trim_start_matches('<');
-    match MEMORY.iter().any(|name| innermost.starts_with(name)) {
-        true => 6,
-        false => 7,
+    let is_one_of = |names: &[&str]| names.iter().any(|name| innermost.starts_with(name));
+    match polled {
+        // Nothing else runs within.
+        store if store.starts_with("store") => 5,
+        _ if is_one_of(&MEMORY) => 6,
+        _ if is_one_of(&SHARING) => 7,
+        "(no route)" => 9,
+        _ => 8,
     }
 }
 
