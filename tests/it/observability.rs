@@ -9,6 +9,7 @@ mod names;
 mod promql;
 mod rules;
 mod series;
+mod served;
 
 use std::fmt::Write;
 use std::path::Path;

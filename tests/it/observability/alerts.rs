@@ -191,6 +191,7 @@ fn nothing_fires_while_all_is_well() {
             "abandoned",
             "malformed",
             "run_queue",
+            "nats_lost",
         ];
         is("outcome", &["success", "granted"])
             && is("grpc_code", &["OK"])

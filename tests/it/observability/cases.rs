@@ -100,10 +100,18 @@ impl Case {
 }
 
 pub fn all() -> Vec<Case> {
-    [scrape(), calls(), shed(), clients(), many(), process()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        scrape(),
+        calls(),
+        shed(),
+        clients(),
+        nats(),
+        many(),
+        process(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn scrape() -> Vec<Case> {
@@ -226,6 +234,88 @@ fn clients() -> Vec<Case> {
                 0.0,
                 3.0,
             )],
+        ),
+    ]
+}
+
+fn nats() -> Vec<Case> {
+    const REQUESTS: &str = "tower_flow_nats_requests_total";
+    const CONNECTIONS: &str = "tower_flow_nats_connections";
+    const CONNECTS: &str = "tower_flow_nats_connects_total";
+    const LAG: &str = "tower_flow_nats_lag";
+    const STATE: &str = "tower_flow_nats_lag_state";
+    const ORDERS: Labels = &[("name", "orders")];
+    vec![
+        case(
+            "TowerFlowNatsDown",
+            [
+                gauge(CONNECTIONS, &[("state", "up")], 2.0, 0.0),
+                gauge(CONNECTIONS, &[("state", "down")], 0.0, 2.0),
+            ],
+        ),
+        case(
+            "TowerFlowNatsFailing",
+            [
+                counter(REQUESTS, &[("result", "ok")], 60.0, 50.0),
+                counter(REQUESTS, &[("result", "timed_out")], 0.0, 10.0),
+            ],
+        ),
+        case(
+            "TowerFlowNatsConnectsFailing",
+            [
+                counter(CONNECTS, &[("result", "ok")], 1.0, 1.0),
+                counter(CONNECTS, &[("result", "error")], 0.0, 9.0),
+            ],
+        ),
+        case(
+            "TowerFlowNatsLosing",
+            [counter("tower_flow_nats_lost_total", &[], 0.0, 1.0)],
+        ),
+        case(
+            "TowerFlowNatsFull",
+            [
+                gauge("tower_flow_nats_utilisation", ORDERS, 0.1, 1.0),
+                gauge("tower_flow_nats_waiting", ORDERS, 0.0, 7.0),
+            ],
+        ),
+        case(
+            "TowerFlowNatsWait",
+            [slow("tower_flow_nats_wait_seconds_bucket", &[], 0.5)],
+        ),
+        case(
+            "TowerFlowNatsRefusing",
+            [counter(REQUESTS, &[("result", "overloaded")], 0.0, 6.0)],
+        ),
+        case(
+            "TowerFlowNatsLagGrowing",
+            [set(LAG, &[], Course::Is(40.0), Course::Grows(500.0))],
+        ),
+        case("TowerFlowNatsLagCritical", [gauge(LAG, &[], 40.0, 2e4)]),
+        case(
+            "TowerFlowNatsLagSaturated",
+            [gauge("tower_flow_nats_lag_saturation", &[], 0.1, 1.0)],
+        ),
+        case(
+            "TowerFlowNatsConsumerStuck",
+            [
+                gauge(STATE, &[("state", "flowing")], 1.0, 0.0),
+                gauge(STATE, &[("state", "stuck")], 0.0, 1.0),
+            ],
+        ),
+        case(
+            "TowerFlowNatsConsumerMissing",
+            [
+                gauge(STATE, &[("state", "flowing")], 1.0, 0.0),
+                gauge(STATE, &[("state", "consumer_missing")], 0.0, 1.0),
+            ],
+        ),
+        case(
+            "TowerFlowNatsLagUnknown",
+            [
+                gauge(STATE, &[("state", "flowing")], 1.0, 0.0),
+                gauge(STATE, &[("state", "away")], 0.0, 1.0),
+                set(LAG, &[], Course::Is(40.0), Course::Gone),
+            ],
         ),
     ]
 }

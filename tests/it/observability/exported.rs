@@ -8,8 +8,8 @@ use tower_flow::pool::limit::ConnLimit;
 use tower_flow::profile::{CpuUsage, ProfileLayer, SchedulerUsage};
 use tower_flow::{BoxError, Flow};
 
-use super::faults;
 use super::series::{Series, scraped};
+use super::{faults, served};
 use crate::support::classic;
 use crate::validators::busy;
 
@@ -44,6 +44,7 @@ pub fn everything() -> (Vec<Series>, BTreeSet<String>) {
         let flow: Flow = busy().await;
         let _limit = ConnLimit::new(8).name("legacy").attach(&flow);
         profiled(&flow).await;
+        served::lag(&flow).await;
         let kinds = flow
             .attached()
             .into_iter()
@@ -54,7 +55,7 @@ pub fn everything() -> (Vec<Series>, BTreeSet<String>) {
         let told: BTreeSet<_> = series.iter().map(|one| one.metric.clone()).collect();
         let process = scraped(PROCESS).into_iter();
         series.extend(process.filter(|one| !told.contains(&one.metric)));
-        (series, kinds)
+        (served::with_server(series), kinds)
     })
 }
 
