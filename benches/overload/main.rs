@@ -2,6 +2,7 @@
 //! size, under tokio's paused time. Results depend on seeds, not on the machine.
 //!
 //! `cargo bench --features full --bench overload` prints Markdown and writes `target/overload.json`.
+//! `-- --untold` shows ours where it is not told of deadlines, beside one that knows the server and one that refuses nobody.
 //! `-- --only NAME` runs the policy of that name, or all whose names hold it; then the JSON is left alone.
 //! `TOWER_FLOW_ROUNDS=3`, or anything below 60, shortens it to one seed, ten seconds, and one size for the others.
 
@@ -20,6 +21,7 @@ mod resilience;
 #[allow(clippy::type_complexity)]
 mod support;
 mod targets;
+mod untold;
 
 use plan::Extent;
 use policies::Entry;
@@ -29,6 +31,11 @@ use report::Report;
 const THREADS: usize = 2;
 
 fn main() {
+    if std::env::args().any(|arg| arg == "--untold") {
+        let seeds = Extent::of(support::rounds()).seeds;
+        println!("{}", untold::table(seeds, THREADS));
+        return;
+    }
     let only = only();
     let policies = chosen(only.as_deref());
     let extent = Extent::of(support::rounds());
