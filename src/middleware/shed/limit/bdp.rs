@@ -16,6 +16,11 @@ const LEAST: Duration = Duration::from_millis(100);
 const FEW: u64 = 20;
 /// Seconds from one probe to the next: at first, after a surprise, and at most.
 const PROBE_EVERY: (f64, f64, f64) = (2.0, 8.0, 32.0);
+/// Seconds more before any probe: each one costs throughput where the estimates are low.
+const PROBE_PAUSE: f64 = 4.0;
+/// While no greater part is refused, waiting in front of the service is as good as waiting in it, and a limit that is
+/// lowered by mistake costs throughput.
+const FEW_REFUSED: f64 = 0.01;
 /// A floor that nothing confirmed for so many seconds gives way to the least round trip seen meanwhile. More than two
 /// probes apart: while it is saturated, probes confirm it, and what is seen between them is queueing.
 const STALE: f64 = 80.0;
@@ -24,22 +29,25 @@ const STALE: f64 = 80.0;
 ///
 /// ```text
 /// bdp   = throughput * floor                     (throughput: completions/s while the limit is full)
-/// v     = min(1, deviation / mean of the round trips)
-/// limit = max(bdp + 1, bdp * (1.25 + 0.25 * v) + 2 * v * sqrt(bdp))
+/// v     = deviation / mean of the service's round trips
+/// u     = min(1, v)
+/// limit = max(bdp + 1 + 3 * u, bdp * (1.15 + 0.15 * min(9, v * v)) + 0.5 * u * sqrt(bdp))
 /// ```
 ///
 /// The *floor* is the mean round trip without queueing. It is measured, not taken from a minimum: the least of many
 /// samples of a service with uneven requests is near zero. While the service is saturated the limit goes down to
-/// `0.95 * bdp` for ten floors, first after 2 s, then ever more rarely, up to each 32 s; three floors pass before the
+/// `0.97 * bdp` for ten floors, first after 6 s, then ever more rarely, up to each 36 s; three floors pass before the
 /// measurement, since the first to complete after a change are the short ones. Floor and throughput are combined with
 /// earlier values by their standard errors (a Kalman filter in one dimension), and replaced by a value that is more
-/// than 2.5 errors away.
+/// than 2.5 errors away. A lower throughput counts with three times its error: too high a guess costs some waiting, too
+/// low a one lowers the limit and with it the next throughput.
 ///
 /// At the start the limit is 16 and doubles with each window for as long as the throughput follows; where the first
 /// doubling brings nothing it is halved until the throughput follows down. A limit under which callers time out is
 /// halved at once, and not gone back to.
 ///
-/// The limit is raised only while it is full and lowered only while it is full and requests queue behind it, so
+/// The limit is raised only while it is full and lowered only while it is full, requests queue behind it and more than
+/// 1 % are refused, so
 /// neither an idle hour nor a fast failure moves it. Windows with more than half as many overloads as completions
 /// lower it by a fifth.
 ///
@@ -122,10 +130,11 @@ impl Bdp {
 
     /// The limit for a bandwidth-delay product.
     fn roomy(&self, bdp: f64) -> f64 {
-        let v = self.variation.min(1.0);
-        let room = bdp * (1.25 + 0.25 * v) + 2.0 * v * bdp.sqrt();
+        // Both estimates are the less certain the more uneven the requests are, and the fewer run at a time.
+        let (square, uneven) = (self.variation.powi(2).min(9.0), self.variation.min(1.0));
+        let room = bdp * (1.15 + 0.15 * square) + 0.5 * uneven * bdp.sqrt();
         // At least one more: a limit that holds just what runs would never learn that more could.
-        room.max(bdp + 1.0)
+        room.max(bdp + 1.0 + 3.0 * uneven)
     }
 
     fn close(&self, limit: f64, settle: f64) -> Step {
@@ -275,7 +284,10 @@ impl Bdp {
                 return self.close(limit, seen.round_trip);
             }
         }
-        self.peak.update(seen.throughput, window.error);
+        // Queueing evens round trips out, not what is done in a window.
+        let error = self.variation / (window.samples as f64).sqrt();
+        self.peak
+            .update_warily(seen.throughput, window.error.max(error));
         let throughput = if queued {
             self.peak.value
         } else {
@@ -283,12 +295,13 @@ impl Bdp {
         };
         let bdp = self.product(window, throughput);
         let busy = self.full >= 3 || window.refused > window.offered / 10;
-        if queued && busy && (starved || now - self.probed > self.every) {
+        if queued && busy && (starved || now - self.probed > self.every + PROBE_PAUSE) {
             self.phase = Phase::Probe;
-            return self.close((0.95 * bdp).max(0.4 * seen.limit), 3.0 * self.floor.value);
+            return self.close((0.97 * bdp).max(0.4 * seen.limit), 3.0 * self.floor.value);
         }
         let next = self.roomy(bdp);
-        self.close(if queued { next } else { next.max(seen.limit) }, 0.0)
+        let lower = queued && window.refused as f64 > FEW_REFUSED * window.offered as f64;
+        self.close(if lower { next } else { next.max(seen.limit) }, 0.0)
     }
 
     fn probe(&mut self, window: &Window, now: f64, seen: Full) -> Step {

@@ -19,7 +19,7 @@ const GAIN: f64 = 0.3;
 /// longer than the patience is shed, and the newest goes first.
 ///
 /// ```text
-/// patience = max(10 ms, floor * (0.5 + 9 * max(0, 1 - refused / 0.3)))
+/// patience = max(10 ms, floor * (0.5 + 13 * max(0, 1 - refused / 0.3)))
 /// interval = max(100 ms, 5 * floor)
 /// ```
 ///
@@ -106,7 +106,7 @@ impl Codel {
 
     fn patience(&self) -> Duration {
         self.fixed.0.unwrap_or_else(|| {
-            let stretch = 0.5 + 9.0 * (1.0 - self.refused / KNEE).max(0.0);
+            let stretch = 0.5 + 13.0 * (1.0 - self.refused / KNEE).max(0.0);
             self.floor.mul_f64(stretch).max(Duration::from_millis(10))
         })
     }
@@ -169,7 +169,7 @@ mod tests {
     fn patience_shrinks_as_more_is_refused_and_one_empty_moment_does_not_restore_it() {
         let mut codel = Codel::new(None, None);
         codel.tune(Some(ms(50)));
-        assert_eq!(codel.patience(), ms(475));
+        assert_eq!(codel.patience(), ms(675));
         let start = clock::now();
         for n in 1..=20u64 {
             let tally = || Tally {

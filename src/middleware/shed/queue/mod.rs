@@ -57,7 +57,7 @@ impl Queue {
     /// # How it works
     ///
     /// ```text
-    /// patience = max(10 ms, floor * (0.5 + 9 * max(0, 1 - refused / 0.3)))
+    /// patience = max(10 ms, floor * (0.5 + 13 * max(0, 1 - refused / 0.3)))
     /// interval = max(100 ms, 5 * floor)
     /// ```
     ///
@@ -86,7 +86,7 @@ impl Queue {
         Self::fifo().max(0)
     }
 
-    /// Four places for each slot, at least 64 and at most 512 (default), or exactly `max`.
+    /// Sixteen places for each slot, at least 64 and at most 512 (default), or exactly `max`.
     #[must_use]
     pub fn max(mut self, max: usize) -> Self {
         self.max = Some(max);
@@ -129,7 +129,7 @@ impl Queue {
     /// How many places there are at this limit.
     pub(super) fn places(&self, limit: usize) -> usize {
         self.max
-            .unwrap_or_else(|| limit.saturating_mul(4).clamp(64, 512))
+            .unwrap_or_else(|| limit.saturating_mul(16).clamp(64, 512))
     }
 }
 
