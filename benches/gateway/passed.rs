@@ -67,8 +67,8 @@ pub fn main(rounds: usize) {
             off / nginx,
             on / off
         );
-        assert!(off / nginx < NGINX * 1.5, "far beyond what is allowed");
-        assert!(on / off < LAYERS * 1.3, "far beyond what is wanted");
+        assert!(off / nginx < NGINX * 2.0, "far beyond what is allowed");
+        assert!(on / off < LAYERS * 1.7, "far beyond what is wanted");
     }
     if found("h2load") {
         let [_, off, on] = ways();
