@@ -14,7 +14,7 @@ use super::lease::Seat;
 use super::shared::Shared;
 use crate::base::clock::{self, Instant};
 
-/// Requests and replies over several connections; see the [module docs](super#pool).
+/// Requests and replies over several connections; see the [module docs](crate::nats#pool).
 ///
 /// Clones share the connections. With the last of them these close, after all that was asked is answered.
 #[derive(Clone)]
