@@ -138,8 +138,13 @@ impl Edge {
         } else {
             &self.stacks.http
         };
-        let mut response = match stack.send(req).await {
-            Ok(response) => self.returned(response, upgrade),
+        Ok(match stack.send(req).await {
+            Ok(response) => {
+                let received = response.version();
+                let mut response = self.returned(response, upgrade);
+                fields::via(response.headers_mut(), received);
+                response
+            }
             Err(error) => {
                 let mut response = answer::of(error.as_ref(), grpc);
                 if upload_goes_on.unread() {
@@ -147,9 +152,7 @@ impl Edge {
                 }
                 response
             }
-        };
-        fields::via(response.headers_mut(), Version::HTTP_11);
-        Ok(response)
+        })
     }
 
     /// What the client gets of `response`.

@@ -11,29 +11,13 @@ use super::forward::noise;
 use super::layers::established;
 use super::upstream::eventually;
 use crate::support::programs::Program;
-use crate::support::scratch;
+use crate::support::{found, scratch};
 
 /// An nginx that serves a directory, in one process.
 struct Nginx {
     program: Program,
     addr: SocketAddr,
     dir: PathBuf,
-}
-
-/// Whether `program` is here; it has no `--version` that succeeds.
-fn found(program: &str) -> bool {
-    let found = Command::new(program)
-        .arg("-v")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok();
-    if !found {
-        let required = std::env::var_os("TOWER_FLOW_REQUIRE").is_some();
-        assert!(!required, "{program} is required here and was not found");
-        eprintln!("skipped: {program} not found");
-    }
-    found
 }
 
 impl Nginx {
